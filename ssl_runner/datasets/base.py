@@ -1,0 +1,83 @@
+"""What every data source is: named splits of samples, and the facts that views, backbones and heads need."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ssl_runner.types import Samples, View
+
+Split = Literal["pretrain", "train", "val", "test"]
+Key = tuple[int, int]
+"""(position in the dataset, random seed of this draw): what the sampler asks a dataset for."""
+
+
+class Arrays(Dataset):
+    """Equal-sized samples held in memory and fetched a batch at a time.
+
+    x: (N, ...), uint8 for intensities; label: (N,) int64, or None where there are none.
+    """
+
+    def __init__(self, x: Tensor, label: Tensor | None = None):
+        self.x, self.label = x, label
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitems__(self, keys: Sequence[Key]) -> Samples:
+        index = torch.tensor([k for k, _ in keys], dtype=torch.int64)
+        samples: Samples = {"inputs": [{"x": self.x[index]}], "index": index}
+        if self.label is not None:
+            samples["label"] = self.label[index]
+        return samples
+
+
+class Ragged(Dataset):
+    """Samples that differ in size, read one by one in a data worker."""
+
+    label: Tensor | None
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def read(self, index: int) -> Tensor:
+        """One sample, (C, h, w) uint8. Raises BrokenSample when it can't be read."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call this sample in an error message: its file."""
+        raise NotImplementedError
+
+
+class BrokenSample(Exception):
+    """A sample that can't be read; the message names it and says why."""
+
+
+class Source:
+    """Where samples come from. Constructing one finds its files, or raises RequestError with the command that
+    would provide them; nothing large is read before ``split``.
+
+    ``facts`` are what other parts may ask for by parameter name: a required argument of a view, backbone,
+    objective or evaluator that the config leaves out is filled from here.
+      shape        of one sample as a backbone sees it, e.g. (3, 32, 32)
+      size         the last of shape: the side to which crops are brought
+      mean, std    per channel, on the scale 0..1, of the training part
+      num_classes  0 where there are no labels
+    """
+
+    labelled: ClassVar[bool | None] = True  # None: known only once opened
+    on_broken: Literal["skip", "stop"] = "skip"
+    classes: tuple[str, ...] = ()
+    facts: dict[str, Any]
+
+    def split(self, name: Split) -> Arrays | Ragged:
+        """`pretrain` is all that may be learned from without labels (`train`, unless a source has more)."""
+        raise NotImplementedError
+
+    def raw(self, view: View) -> Tensor:
+        """The raw-input baseline's features, (B, D): the values themselves, flattened."""
+        return view["x"].flatten(1)

@@ -1,0 +1,128 @@
+"""The words the parts share: what flows between data, views, backbone, objective and evaluators.
+
+Plain torch, nothing else. A modality is a matter of stems, datasets and views; no type here names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, ClassVar, NamedTuple, TypedDict
+
+import torch
+from torch import Tensor, nn
+
+View = dict[str, Tensor]
+"""What a backbone is called with, as ``backbone(**view)``: {"x": (B, ...)} and, where lengths differ,
+"pad": (B, L) bool, True at padding."""
+
+Embed = Callable[[View], Tensor]
+"""View -> (B, dim) features: a frozen backbone, or the raw input."""
+
+
+class Samples(TypedDict, total=False):
+    """What a data loader gives: undisturbed samples, collated, on the host."""
+
+    inputs: list[View]  # one per kind of input (two for image and caption); uint8 means intensities 0..255
+    label: Tensor  # (B,) int64
+    index: Tensor  # (B,) int64, the sample's place in its source
+    cropped: bool  # True: sizes differed, so a worker cropped already and `inputs` has one entry per view
+
+
+class Batch(TypedDict, total=False):
+    """What reaches an objective."""
+
+    views: list[View]
+    label: Tensor  # (B,) int64
+    index: Tensor  # (B,) int64
+
+
+class Loss(NamedTuple):
+    value: Tensor  # scalar, to be minimised
+    log: Mapping[str, Tensor] = {}  # scalars, detached
+
+
+class Backbone(nn.Module):
+    """Anything that embeds."""
+
+    dim: int
+
+    def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
+        """(B, ...) -> (B, dim)."""
+        raise NotImplementedError
+
+
+class TokenBackbone(Backbone):
+    """What masked, causal and dense objectives ask for: the steps between input and embedding, one by one."""
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, L, P) values, or (B, L) ids."""
+        raise NotImplementedError
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches -> (B, L, dim) tokens, positions added."""
+        raise NotImplementedError
+
+    def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
+        """(B, L, dim) -> (B, L, dim)."""
+        raise NotImplementedError
+
+
+class Objective(nn.Module):
+    """One paper: a backbone, its heads and a loss. Knows no trainer.
+
+    All state is a parameter or a persistent buffer made in ``__init__`` and changes only in ``forward`` or
+    ``after_step``, so a checkpoint is complete by construction. The annotation of ``backbone`` says what kind
+    of backbone is asked for.
+    """
+
+    views: ClassVar[int | None] = None  # how many views a batch must hold; None: any number
+    labelled: ClassVar[bool] = False  # whether the loss reads batch["label"]
+    backbone: Backbone
+
+    def forward(self, batch: Batch) -> Loss:
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Called after each real optimiser step; progress in [0, 1]. Momentum teachers, centres."""
+
+
+class Transform(nn.Module):
+    """One step of a view, batched and random per sample: View -> View of the same batch size.
+
+    Random draws come from torch's global CPU generator, which the learner seeds from (seed, rank, step).
+    Most transforms change ``x`` alone and override ``transform``; one that changes lengths overrides ``forward``.
+    """
+
+    def forward(self, view: View) -> View:
+        return {**view, "x": self.transform(view["x"])}
+
+    def transform(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        raise NotImplementedError
+
+
+class Sizer(Transform):
+    """A transform that brings samples to one size. Always the first of its branch: where samples differ in size
+    a data worker calls ``one`` on each, and the batched form is skipped."""
+
+    def one(self, x: Tensor) -> Tensor:
+        """(C, h, w) of any size -> (C, H, W), same dtype."""
+        raise NotImplementedError
+
+
+class Evaluator:
+    """Scores frozen features: called with an ``Embed`` and a data module, gives {metric: value}.
+
+    Knows nothing of training. It is called three times under the same protocol: with the backbone, with the
+    same backbone untrained and with the raw input.
+    """
+
+    labelled: ClassVar[bool] = True  # whether it needs labels
+
+    def __call__(self, embed: Embed, data: Any) -> dict[str, float]:
+        raise NotImplementedError
+
+
+def as_float(x: Tensor) -> Tensor:
+    """uint8 intensities to float32 in [0, 1]; anything else unchanged."""
+    return x.to(torch.float32).mul_(1 / 255) if x.dtype == torch.uint8 else x

@@ -1,0 +1,1 @@
+"""Batched augmentations. Each is one nn.Module over a whole batch, with parameters drawn per sample."""
