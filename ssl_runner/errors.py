@@ -17,8 +17,11 @@ class RunError(Exception):
     """The request was right and the run failed: a broken sample, a non-finite loss. Exit code 1, no traceback."""
 
 
-class Stopped(Exception):
-    """A signal asked the run to stop, and a checkpoint was saved first. Exit code 128 + signum."""
+class Stopped(BaseException):
+    """A signal asked the run to stop, and a checkpoint was saved first. Exit code 128 + signum.
+
+    Like KeyboardInterrupt no Exception, so that it ends a sweep and not just one of its runs.
+    """
 
     def __init__(self, signum: int):
         super().__init__(f"stopped by signal {signum}")

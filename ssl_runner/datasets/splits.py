@@ -48,5 +48,7 @@ def few_labels(label: Tensor, amount: str, draw: int = 0) -> Tensor:
     elif per_class and int(per_class[1]) > 0:
         chosen = [ids[: int(per_class[1])] for ids in _by_class(label, draw)]
     else:
-        raise RequestError(f"labels={amount!r}: give a share such as '10%' or a number such as '10 per class'")
+        raise RequestError(
+            f"labels={amount!r}: give a share such as '10%' or a number such as '10 per class'"
+        )
     return torch.from_numpy(np.sort(np.concatenate(chosen)))

@@ -1,0 +1,1 @@
+"""Scores of frozen features. An evaluator knows nothing of training: it sees features and labels, no more."""

@@ -79,9 +79,9 @@ class Views(nn.Module):
         sizers = [branch.sizer or self.fit for branch in self._copies()]
         return [x if sizer is None else sizer.one(x) for sizer in sizers]
 
-    def fitted(self, x: Tensor) -> Tensor:
-        """In a data worker: one sample of any size -> the size of the plain view."""
-        return x if self.fit is None else self.fit.one(x)
+    def fitted(self, x: Tensor) -> list[Tensor]:
+        """In a data worker: one sample of any size -> it alone, at the size of the plain view."""
+        return [x if self.fit is None else self.fit.one(x)]
 
     def _copies(self) -> list[Branch]:
         return [b for b in self.branches.values() if isinstance(b, Branch) for _ in range(b.copies)]

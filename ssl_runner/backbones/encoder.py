@@ -1,0 +1,113 @@
+"""A transformer encoder on any stem: one trunk for every modality."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Lt
+from torch import Tensor, nn
+
+from ssl_runner.backbones.stems import Stem
+from ssl_runner.errors import RequestError
+from ssl_runner.types import TokenBackbone
+
+Rate = Annotated[float, Ge(0), Lt(1)]
+
+
+class Encoder(TokenBackbone):
+    """Pre-norm transformer (Vaswani et al., 2017; norms as in ViT: Dosovitskiy et al., 2021, Section 3.1).
+
+    stem: how the input becomes tokens; its dim is the trunk's. depth: blocks. heads: divides dim.
+    mlp_ratio: hidden width of a block's MLP over dim. dropout: of what each sublayer adds, per element.
+    drop_path: the same per sample, growing linearly to this rate at the last block (Huang et al., 2016).
+
+    The embedding is the mean over the tokens that are not padding. `pad` counts tokens, not raw samples.
+    Raises RequestError when heads does not divide dim.
+    """
+
+    def __init__(
+        self,
+        *,
+        stem: Stem,
+        depth: Annotated[int, Gt(0)] = 6,
+        heads: Annotated[int, Gt(0)] = 4,
+        mlp_ratio: Annotated[float, Gt(0)] = 4.0,
+        dropout: Rate = 0.0,
+        drop_path: Rate = 0.0,
+    ):
+        super().__init__()
+        if stem.dim % heads:
+            raise RequestError(f"backbone.heads={heads}: does not divide the stem's dim, {stem.dim}")
+        self.stem, self.dim = stem, stem.dim
+        rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
+        hidden = int(self.dim * mlp_ratio)
+        self.blocks = nn.ModuleList(_Block(self.dim, heads, hidden, dropout, rate) for rate in rates)
+        self.norm = nn.LayerNorm(self.dim)
+
+    def patchify(self, x: Tensor) -> Tensor:
+        """(B, ...) -> (B, L, P) values, or (B, L) ids."""
+        return self.stem.patchify(x)
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """Patches -> (B, L, dim) tokens, positions added."""
+        return self.stem(patches)
+
+    def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
+        """(B, L, dim) -> (B, L, dim). pad: (B, L), True at tokens that no other may see.
+
+        causal: a token sees itself and those before it. Every token sees itself, padding too, so that a
+        sample of nothing but padding stays finite.
+        """
+        length = tokens.shape[1]
+        if pad is not None and pad.shape != tokens.shape[:2]:
+            raise ValueError(f"pad of shape {tuple(pad.shape)} for tokens of shape {tuple(tokens.shape)}")
+        seen = None
+        if pad is not None:
+            seen = ~pad[:, None, None, :] | torch.eye(length, dtype=torch.bool, device=pad.device)
+            if causal:
+                seen = seen.tril()
+        for block in self.blocks:
+            tokens = block(tokens, seen, causal and seen is None)
+        return self.norm(tokens)
+
+    def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
+        """(B, ...) -> (B, dim). pad: (B, L), True at padding; a sample of nothing else gives zeros."""
+        tokens = self.encode(self.embed(self.patchify(x)), pad)
+        if pad is None:
+            return tokens.mean(1)
+        count = (~pad).sum(1, keepdim=True).clamp(min=1)
+        return tokens.masked_fill(pad[..., None], 0.0).sum(1) / count
+
+
+class _Block(nn.Module):
+    def __init__(self, dim: int, heads: int, hidden: int, dropout: float, drop_path: float):
+        super().__init__()
+        self.heads, self.drop_path = heads, drop_path
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.out = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.up, self.down = nn.Linear(dim, hidden), nn.Linear(hidden, dim)
+        self.dropout = nn.Dropout(dropout)
+        for layer in (self.qkv, self.out, self.up, self.down):
+            nn.init.xavier_uniform_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+        x = x + self._drop(self._attend(self.norm1(x), seen, causal))
+        return x + self._drop(self.down(F.gelu(self.up(self.norm2(x)))))
+
+    def _attend(self, x: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
+        """seen: (B, 1, L, L) bool, True where a query (third axis) sees a key (fourth)."""
+        batch, length, dim = x.shape
+        q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+        return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
+
+    def _drop(self, x: Tensor) -> Tensor:
+        """Dropout by element, then by sample; what stays is scaled up, so that the mean stays."""
+        x = self.dropout(x)
+        if not self.training or self.drop_path == 0:
+            return x
+        keep = 1 - self.drop_path
+        return x * x.new_empty(len(x), 1, 1).bernoulli_(keep).div_(keep)

@@ -1,0 +1,92 @@
+"""From a checked config to live parts: the one place where `_target_` nodes become objects."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+
+from ssl_runner.datasets.base import Source
+from ssl_runner.errors import RequestError, RunError
+from ssl_runner.seeds import derive
+from ssl_runner.types import Backbone, Objective
+from ssl_runner.views.base import Views
+
+
+def make(node: Mapping[str, Any], *args: Any) -> Any:
+    """Builds a node and what is below it. A `_partial_` node is called with `args`."""
+    try:
+        built = instantiate(dict(node), _convert_="all")
+        return built(*args) if node.get("_partial_") else built
+    except InstantiationException as error:
+        cause = error.__cause__
+        if isinstance(cause, (RequestError, RunError)):
+            raise cause from None
+        raise
+
+
+def fill(node: Any, facts: Mapping[str, Any]) -> Any:
+    """A copy of a config node in which required arguments that were left out hold the data's facts."""
+    if isinstance(node, list):
+        return [fill(each, facts) for each in node]
+    if not isinstance(node, dict):
+        return node
+    filled = {key: fill(value, facts) for key, value in node.items()}
+    if "_target_" in node:
+        for name, parameter in inspect.signature(get_object(node["_target_"])).parameters.items():
+            if parameter.default is parameter.empty and name not in filled and name in facts:
+                value = facts[name]
+                filled[name] = list(value) if isinstance(value, tuple) else value
+    return filled
+
+
+@dataclass
+class Parts:
+    """What a stage works with, and the config that would build it again without the data."""
+
+    config: dict[str, Any]
+    source: Source
+    views: Views
+    objective: Objective
+
+
+def backbone(config: Mapping[str, Any]) -> Backbone:
+    """The untrained backbone of a config. The same seed gives the same weights, so a run's starting point can be
+    built again."""
+    torch.manual_seed(derive(config["seed"], "backbone"))
+    return make(config["backbone"])
+
+
+def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
+    """The opened data source, and the config with every fact filled in."""
+    opened: Source = make(config["data"])
+    _same_shape(config["backbone"], opened.facts["shape"])
+    groups = ("views", "backbone", "objective", "evaluators")
+    filled = {group: fill(config[group], opened.facts) for group in groups if group in config}
+    return opened, {**config, **filled}
+
+
+def assemble(opened: Source, filled: dict[str, Any], built: Backbone | None = None) -> Parts:
+    """built: a backbone with weights already, else an untrained one."""
+    encoder = backbone(filled) if built is None else built
+    torch.manual_seed(derive(filled["seed"], "objective"))
+    objective: Objective = make(filled["objective"], encoder)
+    return Parts(filled, opened, make(filled["views"]), objective)
+
+
+def _same_shape(node: Any, shape: tuple[int, ...]) -> None:
+    """A backbone whose config states a shape (it comes from a run) must get samples of that shape."""
+    if isinstance(node, dict):
+        stated = node.get("shape")
+        if stated is not None and tuple(stated) != tuple(shape):
+            raise RequestError(
+                f"data: gives samples of shape {tuple(shape)}, and the backbone is for {tuple(stated)}; "
+                "choose data of that shape, or set data.size"
+            )
+        for value in node.values():
+            _same_shape(value, shape)

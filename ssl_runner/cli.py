@@ -1,0 +1,402 @@
+"""`ssl-run VERB ...`: from what a person types to Hydra, and from any failure to one clear message.
+
+Help, lists and faults of the command line must answer at once, so nothing heavy is imported at the top.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ssl_runner.errors import RequestError, RunError, Stopped, nearest
+
+HELP = """\
+ssl-run: self-supervised learning, config-driven: pretrain, finetune, evaluate
+
+usage: ssl-run VERB [GROUP=CHOICE] [KEY=VALUE] ... [HYDRA FLAGS]
+
+  pretrain +task=simclr     pretrain a backbone, save it, evaluate its frozen features
+  finetune from=RUN         go on from a run folder, .safetensors, .ckpt or `latest`, with labels;
+                            from=null trains from scratch
+  evaluate from=RUN         run the evaluators on a run's frozen features
+  run +task=simclr          pretrain, finetune, evaluate, one table at the end; finetune.KEY=VALUE sets the middle
+  plan +task=simclr         train nothing: sizes, steps, memory, and a picture of the views
+  list [GROUP]              the choices of every config group, a line each
+  resume RUN                go on exactly where a stopped run was
+
+groups: task data views backbone objective optim schedule evaluators precision device logger
+keys:   seed duration batch_size accumulate clip workers labels log_every validate_every checkpoint_every trust
+        and every argument of a choice: objective.temperature=0.2, optim.lr=0.1, device.devices=2
+flags:  -m (one run per combination: seed=1,2 optim.lr=0.1,0.3)   --cfg job (print the config, run nothing)
+        --config-dir DIR (your own groups)   --shell-completion install=bash   --hydra-help
+        hydra.run.dir=DIR (where the run is written; default outputs/VERB/NAME/DATE_TIME)
+
+exit codes: 0 done, 2 the request was wrong, 1 it failed, 130 and 143 stopped by a signal after saving
+"""
+
+VERBS = ("pretrain", "finetune", "evaluate", "run", "plan")
+GROUPS = (
+    "task data views backbone objective optim schedule evaluators precision device logger".split()
+)  # in the order in which a person chooses
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(answer(sys.argv))
+
+
+def answer(argv: list[str]) -> int:
+    """Does what argv asks for and returns the exit code. Changes argv in place: Lightning starts other ranks with it."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        return _dispatch(argv)
+    except RequestError as error:
+        return _fail(2, error)
+    except RunError as error:
+        return _fail(1, error)
+    except Stopped as stop:
+        print(f"stopped by {signal.Signals(stop.signum).name}; a checkpoint was saved", file=sys.stderr)
+        return 128 + stop.signum
+    except KeyboardInterrupt:
+        return _fail(130, "stopped")
+    except Exception as error:
+        told = _hydra_fault(error)
+        if told is not None:
+            return _fail(2, told)
+        traceback.print_exc()
+        return 1
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    """SIGTERM outside of training, where there is nothing to save."""
+    sys.exit(128 + signum)
+
+
+def _fail(code: int, message: object) -> int:
+    print(f"ssl-run: {message}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    if "--shell-completion" in argv[1:] or "-sc" in argv[1:]:
+        return _complete(argv)
+    # another rank of a run gets the argv that was rewritten below
+    verb = argv[1].removeprefix("--config-name=") if len(argv) > 1 else "--help"
+    if verb in ("-h", "--help", "help"):
+        print(HELP, end="")
+        return 0
+    if verb == "--version":
+        from ssl_runner import __version__
+
+        print(__version__)
+        return 0
+    if verb == "list":
+        return _list(argv[2:])
+    if verb == "resume":
+        return _resume(argv[2:])
+    if verb not in VERBS:
+        raise RequestError(f"{verb}: no such verb{nearest(verb, (*VERBS, 'list', 'resume'))}")
+    if {"-h", "--help"} & set(argv[2:]):
+        print(HELP, end="")
+        return 0
+    argv[1] = f"--config-name={verb}"
+    argv[2:] = _rewritten(verb, argv[2:])
+    return _hydra(argv)
+
+
+# -- the verbs that compose a config ---------------------------------------------------------------------------
+
+
+def _hydra(argv: list[str]) -> int:
+    os.environ["HYDRA_FULL_ERROR"] = (
+        "1"  # errors come to `answer`, instead of being printed and lost in exit code 1
+    )
+    import hydra
+
+    codes: list[int] = []
+
+    def job(cfg: Any) -> dict[str, float] | None:
+        """Hydra would print its own words about a failed job, so failures end here; the rest of a sweep goes on."""
+        try:
+            return _job(cfg)
+        except (RequestError, RunError) as error:
+            codes.append(_fail(2 if isinstance(error, RequestError) else 1, error))
+        except Exception:
+            traceback.print_exc()
+            codes.append(1)
+        return None
+
+    before, sys.argv = sys.argv, argv
+    try:
+        hydra.main(version_base="1.3", config_path="pkg://ssl_runner.conf")(job)()
+    finally:
+        sys.argv = before
+    return next(iter(codes), 0)
+
+
+def _job(cfg: Any) -> dict[str, float]:
+    """One composed config: checked, its folder claimed, its stage run."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from ssl_runner import runs
+    from ssl_runner.config import check, plain
+
+    config = plain(cfg)
+    check(config)
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    later = {}
+    if config["stage"] in ("pretrain", "run"):
+        later = _later(config, folder)
+    if config["stage"] == "plan":
+        from ssl_runner.plan import plan
+
+        return plan(config, folder)
+    if runs.is_main():
+        runs.claim(folder, config)
+        if config["stage"] == "run":
+            for name, stage_config in later.items():
+                runs.claim(folder / name, stage_config)
+    from ssl_runner.stages import STAGES
+
+    return STAGES[config["stage"]](config, folder)
+
+
+def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of a run's three stages. A pretraining's finetuning is composed too, so that a wrong `finetune` key
+    is found now."""
+    from ssl_runner.compose import following
+    from ssl_runner.config import check
+
+    backbone = str((folder / "pretrain").absolute())
+    finetune = following("finetune", config, backbone)
+    check(finetune, prefix="finetune.")
+    if config["stage"] == "pretrain":
+        return {}
+    evaluate = following("evaluate", config, backbone)
+    return {
+        "pretrain": {**config, "stage": "pretrain", "evaluators": {}},
+        "finetune": finetune,
+        "evaluate": evaluate,
+    }
+
+
+def _resume(args: Sequence[str]) -> int:
+    from ssl_runner import runs
+    from ssl_runner.config import check
+    from ssl_runner.trust import check_trust
+
+    folders = [a for a in args if not a.startswith("trust=")]
+    if len(folders) != 1:
+        raise RequestError("resume takes one run folder, and at most trust=[your_package] beside it")
+    folder = Path(folders[0].rstrip("/"))
+    if not folder.is_dir():
+        raise RequestError(f"{folder}: no such run folder")
+    config = runs.read_config(folder)
+    parts = (
+        [folder / name for name in ("pretrain", "finetune", "evaluate")] if config["stage"] == "run" else []
+    )
+    for path, stored in ((folder, config), *((part, runs.read_config(part)) for part in parts)):
+        check_trust(
+            {k: v for k, v in stored.items() if k != "trust"}, str(path / runs.CONFIG), _trusted(args)
+        )
+        check(stored)
+    done = runs.read_metrics(folder)
+    if done is not None:
+        print(f"{folder}: finished already; its figures are in {folder / runs.METRICS}")
+        return 0
+    from ssl_runner.stages import STAGES
+
+    STAGES[config["stage"]](config, folder)
+    return 0
+
+
+def _rewritten(verb: str, args: Sequence[str]) -> list[str]:
+    """What a person types -> what Hydra takes.
+
+    task=X gets its +, a plain key gets ++ (whether it exists is for `check` to say, which knows the signatures and
+    the nearest names), finetune.GROUP=X becomes a choice within the `finetune` mapping. finetune and evaluate inherit
+    from the run that `from` names.
+    """
+    flags, typed = _flags_first(args)
+    groups = set(GROUPS) | _own_groups(args)
+    found = [_override(arg, groups) for arg in typed]
+    if verb in ("finetune", "evaluate"):
+        found = _inherit(verb, found)
+    return [*flags, *found]
+
+
+def _flags_first(args: Sequence[str]) -> tuple[list[str], list[str]]:
+    """(flags with their values, overrides): argparse wants the overrides in one piece."""
+    valued = {
+        "--config-dir",
+        "-cd",
+        "--cfg",
+        "-c",
+        "--package",
+        "-p",
+        "--config-path",
+        "-cp",
+        "--config-name",
+        "-cn",
+    }
+    flags: list[str] = []
+    typed: list[str] = []
+    for n, arg in enumerate(args):
+        behind = n > 0 and args[n - 1] in valued
+        (flags if arg.startswith("-") or behind else typed).append(arg)
+    return flags, typed
+
+
+def _override(arg: str, groups: set[str]) -> str:
+    match = re.match(r"(\++)?([A-Za-z_][\w.]*)=", arg)
+    if match is None or match[2].split(".")[0] == "hydra":
+        return arg
+    key, rest = match[2], arg[match.end() :]
+    if key == "task":
+        return f"+task={rest}"
+    if key in groups:
+        return f"{key}=" + re.sub(
+            r"(?<![\w\"'.-])(\d+)(?![\w\"'.-])", r'"\1"', rest
+        )  # precision=32 is a name
+    if match[1]:
+        return arg
+    head, _, tail = key.partition(".")
+    if head == "finetune" and tail in groups:
+        return f"++finetune.{tail}._name_={rest}"
+    return f"++{key}={rest}"
+
+
+def _inherit(verb: str, args: list[str]) -> list[str]:
+    from ssl_runner import compose, runs
+    from ssl_runner.trust import check_trust
+
+    given = [a for a in args if compose.key_of(a) == "from"]
+    if not given:
+        raise RequestError(f"{verb} needs from=RUN: a run folder, a .safetensors, a .ckpt or `latest`")
+    name = given[-1].partition("=")[2].strip("'\"")
+    rest = [a for a in args if a not in given]
+    if name in ("null", "None"):
+        if verb == "evaluate":
+            raise RequestError("evaluate from=null: there is nothing to evaluate")
+        chosen = {compose.key_of(a) for a in rest}
+        defaults = [f"{group}={choice}" for group, choice in _defaults().items() if group not in chosen]
+        return ["++from=null", *defaults, *rest]
+    if "," in name and not Path(name).exists():
+        raise RequestError(f"from={name}: one run at a time; several runs are several commands")
+    origin = runs.find(name)
+    check_trust({key: origin.config.get(key) for key in compose.INHERITED}, name, _trusted(args))
+    compose.offer(origin.config)
+    path = origin.weights if origin.weights.name != runs.BACKBONE else origin.weights.parent
+    inherited = [
+        f"++{key}={compose.quoted(origin.config[key])}" for key in ("name", "seed") if key in origin.config
+    ]
+    if verb == "finetune":
+        inherited += compose.overrides(origin.config.get("finetune") or {}, name)
+    return [f"++from={compose.quoted(str(path.absolute()))}", *compose.not_restated(inherited, rest), *rest]
+
+
+def _trusted(args: Sequence[str]) -> list[str]:
+    """The packages of trust=[...] on the command line; a stored config can't add to them."""
+    given = [a.partition("=")[2] for a in args if a.lstrip("+").startswith("trust=")]
+    return [package.strip(" '\"") for value in given for package in value.strip("[]").split(",")]
+
+
+def _defaults() -> dict[str, str]:
+    """What training from scratch uses where nothing is said: pretraining's own data and backbone."""
+    text = (_conf() / "pretrain.yaml").read_text(encoding="utf-8")
+    found = {g: re.search(rf"^\s*- {g}: (\w+)", text, re.MULTILINE) for g in ("data", "backbone")}
+    return {"views": "plain", **{group: match[1] for group, match in found.items() if match}}
+
+
+# -- lists, completion, errors ---------------------------------------------------------------------------------
+
+
+def _conf() -> Path:
+    """The installed config tree: beside the package in a wheel, above it in an editable checkout."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def _config_dirs(args: Sequence[str]) -> list[Path]:
+    """The folders after --config-dir or -cd."""
+    found = [a.partition("=")[2] for a in args if a.startswith(("--config-dir=", "-cd="))]
+    found += [b for a, b in zip(args, args[1:], strict=False) if a in ("--config-dir", "-cd")]
+    return [Path(f) for f in found]
+
+
+def _own_groups(args: Sequence[str]) -> set[str]:
+    return {d.name for root in _config_dirs(args) if root.is_dir() for d in root.iterdir() if d.is_dir()}
+
+
+def _list(args: Sequence[str]) -> int:
+    wanted = [
+        a
+        for n, a in enumerate(args)
+        if not a.startswith("-") and args[n - 1 : n] not in (["--config-dir"], ["-cd"])
+    ]
+    unknown = [w for w in wanted if w not in GROUPS]
+    if unknown:
+        raise RequestError(f"list {unknown[0]}: no such group{nearest(unknown[0], GROUPS)}")
+    for group in wanted or GROUPS:
+        print(f"{group}:")
+        for name, text in sorted(_choices(group, args)):
+            print(f"  {name:<22} {text}")
+    return 0
+
+
+def _choices(group: str, args: Sequence[str]) -> Iterator[tuple[str, str]]:
+    for root in (_conf(), *_config_dirs(args)):
+        for path in (root / group).glob("[!_]*.yaml"):
+            lines = path.read_text(encoding="utf-8").splitlines()
+            first = next(
+                (line for line in lines if not line.startswith("# @")), ""
+            )  # Hydra wants its header on top
+            yield path.stem, first.removeprefix("#").strip() if first.startswith("#") else ""
+
+
+def _complete(argv: list[str]) -> int:
+    """Shell completion: verbs by this file, everything behind a verb by Hydra."""
+    line = os.environ.get("COMP_LINE", "")
+    words = line.split()
+    verb = words[1] if len(words) > 1 else ""
+    if line and (len(words) < 2 or (len(words) == 2 and not line.endswith(" "))):
+        print(" ".join(v for v in (*VERBS, "list", "resume") if v.startswith(verb)))
+        return 0
+    if line and verb in ("list", "resume"):
+        print(" ".join(GROUPS) if verb == "list" else "")
+        return 0
+    if line:
+        os.environ["COMP_LINE"] = " ".join([words[0], *words[2:]]) + (" " if line.endswith(" ") else "")
+        os.environ["COMP_POINT"] = str(len(os.environ["COMP_LINE"]))
+    verb = verb if verb in VERBS else "pretrain"
+    flags = [a for a in argv[1:] if a != verb]
+    return _hydra([argv[0], f"--config-name={verb}", *flags])
+
+
+def _hydra_fault(error: BaseException) -> str | None:
+    """A wrong override or choice in a person's words; None if the error is something else."""
+    if type(error).__module__.split(".")[0] not in ("hydra", "omegaconf"):
+        return None
+    options = getattr(error, "options", None)
+    missing = getattr(error, "missing_cfg_file", None)
+    text = str(error)
+    if missing is not None and options is not None:
+        group, _, name = str(missing).rpartition("/")
+        return f"{group}={name}: no such choice{nearest(name, [o for o in options if not o.startswith('_')])}"
+    from hydra.errors import InstantiationException
+
+    if isinstance(error, InstantiationException):
+        return None
+    return text.replace("To append to your config use", "To add it, say").splitlines()[0] + (
+        "" if len(text.splitlines()) < 2 else "\n  " + "\n  ".join(text.splitlines()[1:4])
+    )
+
+
+if __name__ == "__main__":
+    main()

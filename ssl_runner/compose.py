@@ -1,0 +1,88 @@
+"""Composing what follows a run: finetune and evaluate take their data and backbone from it, as config groups.
+
+The run's own nodes are offered to Hydra under the choice `from_run`, so that every kind of override works on them:
+`data.size=64` changes one key, `data=cifar10` replaces the lot.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from hydra import compose
+from hydra.core.config_store import ConfigStore
+
+from ssl_runner.config import plain
+from ssl_runner.errors import RequestError
+
+INHERITED = ("data", "views", "backbone", "evaluators", "finetune")
+"""What finetune and evaluate take from a run's config, and so what must be trusted when it is a stranger's."""
+
+CHOICE = "_name_"
+"""In the `finetune` mapping, the key that holds a group's choice: finetune.optim=sgd is {optim: {_name_: sgd}}."""
+
+
+def offer(config: Mapping[str, Any]) -> None:
+    """Makes a run's nodes the choice `from_run` of their groups."""
+    nodes = {group: dict(config.get(group) or {}) for group in ("data", "views", "backbone", "evaluators")}
+    if nodes["backbone"].get("pretrained"):
+        nodes["backbone"]["pretrained"] = False  # the weights come from the run, not from a hub
+    # sized and normalised as in the run, otherwise undisturbed
+    nodes["views"]["branches"] = {"plain": {"_target_": "ssl_runner.views.base.Branch", "transforms": {}}}
+    for group, node in nodes.items():
+        ConfigStore.instance().store(group=group, name="from_run", node=node, package=group)
+
+
+def overrides(mapping: Mapping[str, Any], origin: str) -> list[str]:
+    """A `finetune` mapping as command-line overrides. Raises RequestError for keys that are none of its business."""
+    return list(_flatten(mapping, "", origin))
+
+
+def _flatten(mapping: Mapping[str, Any], prefix: str, origin: str) -> Iterator[str]:
+    for key, value in mapping.items():
+        path = f"{prefix}.{key}".lstrip(".")
+        if not re.fullmatch(r"\w+", str(key)) or path.split(".")[0] in ("hydra", "trust", "from", "stage"):
+            raise RequestError(f"finetune.{path}: can't be set by {origin}")
+        if key == CHOICE:
+            if not re.fullmatch(r"[\w./-]+", str(value)):
+                raise RequestError(f"finetune.{prefix}={value!r}: no name of a config")
+            yield f"{prefix}={value}"
+        elif isinstance(value, Mapping) and value:
+            yield from sorted(_flatten(value, path, origin), key=lambda each: not each.startswith(f"{path}="))
+        else:
+            yield f"++{path}={quoted(value)}"
+
+
+def quoted(value: Any) -> str:
+    """A plain value in Hydra's override grammar."""
+    if isinstance(value, str):
+        return json.dumps(value, ensure_ascii=False).replace("\\\\", "\\")
+    if isinstance(value, list):
+        return "[" + ",".join(quoted(v) for v in value) + "]"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{k}:{quoted(v)}" for k, v in value.items()) + "}"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else repr(value)
+
+
+def key_of(override: str) -> str:
+    """`++optim.lr=0.1` -> `optim.lr`."""
+    return override.lstrip("+~").partition("=")[0]
+
+
+def not_restated(inherited: Sequence[str], given: Sequence[str]) -> list[str]:
+    """The inherited overrides, less those that the command line states anew: a key, or the choice of its group."""
+    keys = {key_of(g) for g in given}
+    return [i for i in inherited if key_of(i) not in keys and key_of(i).split(".")[0] not in keys]
+
+
+def following(verb: str, config: Mapping[str, Any], folder: str) -> dict[str, Any]:
+    """Inside a Hydra job: the config of the stage that will go on from `folder`, composed before that folder is
+    filled, so that its faults are found before time is spent."""
+    offer(config)
+    general = ("seed", "name", "workers", "trust", "log_every", "device", "precision")
+    shared = {key: config[key] for key in general}
+    given = overrides(config["finetune"], "the recipe") if verb == "finetune" else []
+    general_overrides = not_restated([f"++{k}={quoted(v)}" for k, v in shared.items()], given)
+    return plain(compose(verb, [f"++from={quoted(folder)}", *general_overrides, *given]))

@@ -1,0 +1,321 @@
+"""The top-level keys of a config, and `check`: every fault of a composed config, found before time is spent.
+
+The signature of a class is the schema of its YAML node. Nothing is written down twice: `check` binds each
+`_target_` node to its callable's signature, validates each value against its annotation and sees that the parts
+fit each other.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import types
+import typing
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Annotated, Any, Literal
+
+from annotated_types import Gt
+from hydra.utils import get_class, get_object
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import TypeAdapter, ValidationError
+
+from ssl_runner.durations import Duration
+from ssl_runner.errors import RequestError, nearest
+
+Positive = Annotated[int, Gt(0)]
+
+
+@dataclass
+class Precision:
+    """Number formats. auto: bf16-mixed where the hardware computes it natively, else 32."""
+
+    mode: Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true"]
+
+
+@dataclass
+class Device:
+    """Where to run. The fields are those of Lightning's Trainer, but for the last two.
+
+    sync_batchnorm: over ranks. tune_allocator: on CPU, let glibc keep freed memory (see ssl_runner.devices).
+    """
+
+    accelerator: Literal["auto", "cpu", "gpu", "tpu"]
+    devices: Positive | Literal["auto"] | list[int] = "auto"
+    num_nodes: Positive = 1
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_batchnorm: bool = True
+    tune_allocator: bool = True
+
+
+@dataclass
+class Config:
+    """The top-level keys of every verb. `from` (finetune, evaluate) is a Python keyword, so it is added below."""
+
+    stage: Literal["pretrain", "finetune", "evaluate", "run", "plan"]
+    name: str  # of the recipe; names the run folder
+    data: dict[str, Any]
+    views: dict[str, Any]
+    backbone: dict[str, Any]
+    objective: dict[str, Any]
+    optim: dict[str, Any]
+    schedule: dict[str, Any]
+    evaluators: dict[str, Any]
+    precision: Precision
+    device: Device
+    logger: dict[str, Any]
+    seed: int
+    duration: Duration  # of training
+    batch_size: Positive  # the global one: over all ranks and micro-batches
+    accumulate: Positive  # micro-batches per optimiser step
+    clip: Annotated[float, Gt(0)] | None  # gradient norm
+    workers: Annotated[int, Gt(-1)]  # processes that read samples, where samples are files
+    log_every: Positive  # optimiser steps
+    validate_every: Duration
+    checkpoint_every: Duration
+    labels: str | None = None  # finetuning on few labels: "10%", "10 per class"
+    trust: list[str] = field(default_factory=list)  # packages whose classes a stored config may name
+    finetune: dict[str, Any] = field(default_factory=dict)  # overrides for the finetuning that follows
+
+
+FACTS = frozenset({"shape", "size", "mean", "std", "num_classes"})
+"""Required arguments that may be left out of a config: the data source fills them in."""
+
+PROVIDED = {"objective": {"backbone"}}
+"""What the runner hands to a `_partial_` node, by group."""
+
+HINTS = {
+    "epochs": "duration=60ep",
+    "max_epochs": "duration=60ep",
+    "max_steps": "'duration=500 steps'",
+    "lr": "optim.lr",
+}
+HINTS |= {"device.gpus": "device.devices", "model": "backbone", "dataset": "data", "augmentations": "views"}
+HINTS |= {"num_workers": "workers", "weight_decay": "optim.weight_decay"}
+
+Fault = tuple[str, str]  # dotted path, what is wrong
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The composed config as plain values, interpolations resolved."""
+    try:
+        found = OmegaConf.to_container(cfg, resolve=True)
+    except OmegaConfBaseException as error:
+        raise RequestError(f"{error.full_key or 'config'}: {str(error).splitlines()[0]}") from None
+    assert isinstance(found, dict)
+    config = {str(key): value for key, value in found.items()}
+    if isinstance(config.get("device"), dict):  # what a device leaves out has its default
+        config["device"] = {f.name: f.default for f in fields(Device) if f.default is not MISSING} | config[
+            "device"
+        ]
+    return config
+
+
+def check(config: Mapping[str, Any], prefix: str = "") -> None:
+    """Raises RequestError with ALL faults of a composed config, each with its dotted path.
+
+    Touches no data and no device, and imports only what the targets' own modules import.
+    """
+    faults = list(_top_faults(config))
+    for group in ("data", "views", "backbone", "objective", "optim", "schedule", "evaluators", "logger"):
+        if isinstance(config.get(group), dict):
+            faults += _node_faults(config[group], group, PROVIDED.get(group, set()))
+    if not faults:
+        faults = list(_misfits(config))
+    if faults:
+        count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
+        lines = "\n".join(f"  {prefix}{path}: {fault}" for path, fault in faults)
+        raise RequestError(f"{count} in the composed config:\n{lines}")
+
+
+# -- the top level ---------------------------------------------------------------------------------------------
+
+
+def _top_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
+    hints = typing.get_type_hints(Config, include_extras=True) | {"from": str | None}
+    required = {f.name for f in fields(Config) if f.default is MISSING and f.default_factory is MISSING}
+    for key, value in config.items():
+        if key not in hints:
+            yield key, "no such key" + (f"; say {HINTS[key]}" if key in HINTS else nearest(key, hints))
+        elif value == "???":
+            yield key, f"must be given, e.g. {key}=..."
+        elif (
+            inspect.isclass(hints[key])
+            and hasattr(hints[key], "__dataclass_fields__")
+            and isinstance(value, dict)
+        ):
+            yield from _bind(hints[key], value, key, set())
+        else:
+            yield from _value_faults(hints[key], value, key)
+    for key in sorted(required - set(config)):
+        yield key, f"must be given, e.g. {key}=..."
+
+
+# -- a node against its signature ------------------------------------------------------------------------------
+
+
+def _node_faults(node: Any, path: str, provided: set[str]) -> Iterator[Fault]:
+    """The faults of every `_target_` node at or below `node`."""
+    if isinstance(node, dict) and "_target_" in node:
+        target = _locate(node["_target_"])
+        if isinstance(target, str):
+            yield f"{path}._target_", target
+        else:
+            given = {
+                k: v
+                for k, v in node.items()
+                if k not in ("_target_", "_partial_", "_convert_", "_recursive_")
+            }
+            yield from _bind(target, given, path, provided)
+        provided = set()
+    children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in children:
+        yield from _node_faults(
+            value, f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}", provided
+        )
+
+
+def _bind(target: Any, given: Mapping[str, Any], path: str, provided: set[str]) -> Iterator[Fault]:
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        open_ended = True
+    else:
+        open_ended = False
+    name = getattr(target, "__name__", str(target))
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
+    for key, value in given.items():
+        here = f"{path}.{key}"
+        if key not in parameters and not open_ended:
+            hint = (
+                f"; say {HINTS[f'{path}.{key}']}"
+                if f"{path}.{key}" in HINTS
+                else nearest(key, set(parameters) - provided)
+            )
+            yield here, f"{name} takes no such argument{hint}"
+        elif value == "???":
+            yield here, f"must be given, e.g. {here}=..."
+        elif key in provided:
+            yield here, "is handed over by the runner; leave it out"
+        elif key in hints:
+            yield from _value_faults(hints[key], value, here)
+    for key, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind in (
+            parameter.POSITIONAL_OR_KEYWORD,
+            parameter.KEYWORD_ONLY,
+        )
+        if required and key not in given and key not in provided and key not in FACTS:
+            yield f"{path}.{key}", f"{name} needs it"
+
+
+def _value_faults(annotation: Any, value: Any, path: str) -> Iterator[Fault]:
+    """The faults of one value against its annotation; nodes to be built are judged by the class they build."""
+    base = _strip(annotation)
+    if isinstance(value, dict) and "_target_" in value:
+        wanted = [c for c in _alternatives(base) if inspect.isclass(c) and c is not Any]
+        found = _locate(value["_target_"])
+        if (
+            wanted
+            and inspect.isclass(found)
+            and not value.get("_partial_")
+            and not issubclass(found, tuple(wanted))
+        ):
+            yield path, f"{found.__name__} is no {' or '.join(c.__name__ for c in wanted)}"
+    elif _holds_target(value):
+        inner = typing.get_args(next((a for a in _alternatives(base) if typing.get_args(a)), base))
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, item in items:
+            yield from _value_faults(inner[-1] if inner else Any, item, f"{path}.{key}")
+    else:
+        try:
+            adapter = TypeAdapter(annotation, config={"arbitrary_types_allowed": True})
+        except Exception:  # an annotation that pydantic can't express (a forward reference to a live object)
+            return
+        try:
+            adapter.validate_json(json.dumps(value), strict=True)
+        except ValidationError as error:
+            first = error.errors()[0]
+            message = "; ".join(dict.fromkeys(_told(e) for e in error.errors()))
+            where = "".join(f"[{part}]" for part in first["loc"] if isinstance(part, int))
+            yield f"{path}{where}", f"{message}, got {value!r}"
+
+
+def _told(error: Any) -> str:
+    """A pydantic error in a person's words."""
+    if error["type"] == "literal_error":
+        return f"must be {error['ctx']['expected']}" + _nearest_choice(error)
+    message = error["msg"].removeprefix("Value error, ")
+    return message.replace("Input should be", "must be").replace("a valid ", "a ")
+
+
+def _nearest_choice(error: Any) -> str:
+    names = [part.strip("' ") for part in error["ctx"]["expected"].replace(" or ", ", ").split(",")]
+    hint = nearest(str(error["input"]), names)
+    return hint if "did you mean" in hint else ""
+
+
+def _strip(annotation: Any) -> Any:
+    return typing.get_args(annotation)[0] if typing.get_origin(annotation) is Annotated else annotation
+
+
+def _alternatives(annotation: Any) -> Sequence[Any]:
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return [_strip(a) for a in typing.get_args(annotation)]
+    return [annotation]
+
+
+def _holds_target(value: Any) -> bool:
+    if isinstance(value, dict):
+        return "_target_" in value or any(map(_holds_target, value.values()))
+    return isinstance(value, list) and any(map(_holds_target, value))
+
+
+def _locate(target: Any) -> Any:
+    """The callable, or a str that says why there is none."""
+    if not isinstance(target, str):
+        return f"must be a dotted path, got {target!r}"
+    try:
+        found = get_object(target)
+    except (
+        Exception
+    ) as error:  # importing a person's own module may fail in any way; that is the fault to report
+        reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
+        return f"can't import {target!r}: {reason}"
+    return found if callable(found) else f"{target!r} can't be called"
+
+
+# -- parts against each other ----------------------------------------------------------------------------------
+
+
+def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
+    """What no part can see alone. Called once every node is right in itself."""
+    if "_target_" in config["objective"]:
+        objective, backbone = (
+            get_class(config["objective"]["_target_"]),
+            get_class(config["backbone"]["_target_"]),
+        )
+        wanted = typing.get_type_hints(objective.__init__).get("backbone")
+        if inspect.isclass(wanted) and not issubclass(backbone, wanted):
+            yield (
+                "backbone",
+                f"{objective.__name__} needs a {wanted.__name__}, and {backbone.__name__} is none",
+            )
+        count = sum(branch.get("copies", 1) for branch in config["views"].get("branches", {}).values())
+        if objective.views not in (None, count):
+            yield "views", f"{objective.__name__} needs {objective.views} views, and these are {count}"
+        labels = getattr(get_class(config["data"]["_target_"]), "labelled", None)
+        if objective.labelled and labels is False:
+            yield "objective", f"{objective.__name__} needs labels, and this data has none"
+        for name, node in config["evaluators"].items():
+            if getattr(get_class(node["_target_"]), "labelled", False) and labels is False:
+                yield f"evaluators.{name}", "needs labels, and this data has none; use evaluators=none"
+    if config["batch_size"] % config["accumulate"]:
+        yield (
+            "batch_size",
+            f"{config['batch_size']} does not divide into accumulate={config['accumulate']} micro-batches",
+        )
+    device, mode = config["device"]["accelerator"], config["precision"]["mode"]
+    if device == "cpu" and mode == "16-mixed":
+        yield "precision.mode", "16-mixed needs a GPU; on CPU use bf16-mixed or 32"
+    if device == "cpu" and config["device"].get("strategy") == "fsdp":
+        yield "device.strategy", "fsdp refuses CPU; use device=ddp device.accelerator=cpu"

@@ -1,0 +1,207 @@
+"""THE LightningDataModule: batches of samples for training, validation and evaluators."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
+from ssl_runner.datasets.reading import Reading
+from ssl_runner.errors import RequestError
+from ssl_runner.seeds import derive
+from ssl_runner.types import Embed, Samples
+from ssl_runner.views.base import Views
+
+
+class TrainBatches(Sampler):
+    """All batches of a whole run, one long sequence over its epochs.
+
+    Every epoch is a new permutation, without its last incomplete batch. The global batch is cut into one slice
+    per rank, so any number of ranks sees the same global batches in the same order, and a run goes on from any
+    batch by setting `start`.
+    """
+
+    def __init__(
+        self, samples: int, per_rank: int, *, batches: int, rank: int = 0, ranks: int = 1, seed: int = 0
+    ):
+        self.samples, self.per_rank, self.batches = samples, per_rank, batches
+        self.rank, self.ranks, self.seed = rank, ranks, seed
+        self.start = 0
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        size = self.per_rank * self.ranks
+        per_epoch = self.samples // size
+        order, ordered_epoch = torch.empty(0), -1
+        for batch in range(self.start, self.batches):
+            epoch, place = divmod(batch, per_epoch)
+            if epoch != ordered_epoch:
+                generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
+                order, ordered_epoch = torch.randperm(self.samples, generator=generator), epoch
+            first = place * size + self.rank * self.per_rank
+            chosen = order[first : first + self.per_rank].tolist()
+            yield [(i, derive(self.seed, "draw", epoch, i)) for i in chosen]
+
+
+class EvalBatches(Sampler):
+    """Every sample once, in order. Over several ranks the remainder that would make them uneven is left out."""
+
+    def __init__(self, samples: int, per_rank: int, *, rank: int = 0, ranks: int = 1):
+        self.ids = range(rank, samples - samples % ranks, ranks)
+        self.per_rank = per_rank
+
+    def __len__(self) -> int:
+        return -(-len(self.ids) // self.per_rank)
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        for first in range(0, len(self.ids), self.per_rank):
+            yield [(i, derive(0, "val", i)) for i in self.ids[first : first + self.per_rank]]
+
+
+class DataModule(pl.LightningDataModule):
+    """Loaders over a source's splits, and frozen features of them.
+
+    split: what to train on: `pretrain`, or `train` where the objective reads labels.
+    plain_val: validate on plain views (finetuning), not on the random ones of a pretext.
+    per_rank: samples of one micro-batch on one rank. batches: micro-batches of the whole run.
+    keep: positions of the train split to keep (few labels), None for all.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        views: Views,
+        *,
+        split: Split,
+        plain_val: bool,
+        per_rank: int,
+        batches: int,
+        seed: int,
+        workers: int = 0,
+        keep: Tensor | None = None,
+    ):
+        super().__init__()
+        self.source, self.views = source, views
+        self.train_split, self.plain_val = split, plain_val
+        self.per_rank, self.batches = per_rank, batches
+        self.seed, self.workers, self.keep = seed, workers, keep
+        self.start = 0  # the micro-batch with which training goes on
+        self.device = torch.device("cpu")  # where features are computed
+        self._features: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
+        self._embeds: list[Embed] = []  # keeps ids of cached embeds from being used again
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.source.classes)
+
+    def train_dataloader(self) -> DataLoader:
+        dataset = self.source.split(self.train_split)
+        if self.keep is not None:
+            dataset = _subset(dataset, self.keep)
+        ranks, rank = self._ranks()
+        sampler = TrainBatches(
+            len(dataset), self.per_rank, batches=self.batches, rank=rank, ranks=ranks, seed=self.seed
+        )
+        sampler.start = self.start
+        return self._loader(dataset, sampler, self.views.crops, replace=True)
+
+    def val_dataloader(self) -> DataLoader:
+        dataset = self.source.split("val")
+        ranks, rank = self._ranks()
+        batches = EvalBatches(len(dataset), self.per_rank, rank=rank, ranks=ranks)
+        return self._loader(dataset, batches, self.views.fitted if self.plain_val else self.views.crops)
+
+    def plain_dataloader(self, split: Split) -> DataLoader:
+        """Every sample of a split once, undisturbed, on one process."""
+        dataset = self.source.split(split)
+        batches = EvalBatches(len(dataset), max(self.per_rank, 256))
+        return self._loader(dataset, batches, self.views.fitted)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where training stands. Called at the end of a batch, when it counts as done."""
+        trainer = self.trainer
+        assert trainer is not None
+        return {"batches": trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.start = state_dict["batches"]
+
+    @torch.no_grad()
+    def features(self, embed: Embed, split: Split) -> tuple[Tensor, Tensor]:
+        """(N, dim) float32 features of a split's undisturbed samples and their (N,) labels; kept per embed."""
+        key = (id(embed), split)
+        if key not in self._features:
+            self._embeds.append(embed)
+            xs, ys = [], []
+            for samples in self.plain_dataloader(split):
+                if "label" not in samples:
+                    raise RequestError(
+                        f"the {split} part has no labels, which this evaluator needs; evaluators=none"
+                    )
+                samples["inputs"] = [
+                    {k: v.to(self.device) for k, v in view.items()} for view in samples["inputs"]
+                ]
+                xs.append(embed(self.views.plain(samples)).float())
+                ys.append(samples["label"].to(self.device))
+            self._features[key] = torch.cat(xs), torch.cat(ys)
+        return self._features[key]
+
+    def _ranks(self) -> tuple[int, int]:
+        trainer = self.trainer
+        return (trainer.world_size, trainer.global_rank) if trainer is not None else (1, 0)
+
+    def _loader(
+        self,
+        dataset: Arrays | Ragged,
+        sampler: Sampler,
+        crops: Callable[[Tensor], list[Tensor]],
+        replace: bool = False,
+    ) -> DataLoader:
+        ragged = isinstance(dataset, Ragged)
+        reading: Dataset = Reading(dataset, crops, self.source.on_broken, replace) if ragged else dataset
+        workers = (
+            self.workers if ragged else 0
+        )  # arrays in memory are fetched a batch at a time: no worker is faster
+        return DataLoader(
+            reading,
+            batch_sampler=sampler,
+            collate_fn=_as_fetched,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            prefetch_factor=4 if workers else None,
+        )
+
+
+def _as_fetched(samples: Samples) -> Samples:
+    """Datasets here give whole batches."""
+    return samples
+
+
+class _Part(Ragged):
+    """Some samples of a ragged dataset."""
+
+    def __init__(self, dataset: Ragged, keep: Tensor):
+        self.dataset, self.keep = dataset, keep
+        self.label = None if dataset.label is None else dataset.label[keep]
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def read(self, index: int) -> Tensor:
+        return self.dataset.read(int(self.keep[index]))
+
+    def name(self, index: int) -> str:
+        return self.dataset.name(int(self.keep[index]))
+
+
+def _subset(dataset: Arrays | Ragged, keep: Tensor) -> Arrays | Ragged:
+    if isinstance(dataset, Ragged):
+        return _Part(dataset, keep)
+    return Arrays(dataset.x[keep], None if dataset.label is None else dataset.label[keep])

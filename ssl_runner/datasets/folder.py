@@ -1,0 +1,287 @@
+"""A user's own images, in folders."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from itertools import chain
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ssl_runner.datasets.base import Arrays, BrokenSample, Source, Split
+from ssl_runner.datasets.reading import Images, home, image_facts, image_size, quiet_pillow
+from ssl_runner.datasets.splits import stratified
+from ssl_runner.errors import RequestError, RunError, nearest
+
+Extension = Literal[".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
+EXTENSIONS: tuple[Extension, ...] = (
+    *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
+    *(".png", ".ppm", ".tif", ".tiff", ".webp"),
+)
+PARTS = ("train", "val", "test")
+LAYOUTS = "put images in <root>/<class>/, <root>/{train,val,test}/<class>/ or, without classes, <root> itself"
+CACHE = 1 << 30  # bytes of decoded images that are held in memory
+NAMED = 10  # broken files named in one warning
+
+
+class Folder(Source):
+    """Images of any size, in one of three layouts:
+
+      <root>/<class>/...                    split here, each class alike
+      <root>/{train,val,test}/<class>/...   where there is no val or test folder, it is split off from train
+      <root>/*.jpg                          no labels; the same for parts without class folders
+
+    Files deeper down belong to the class of their top folder. Names are taken in sorted order, so the splits
+    are the same on every machine; hidden files, other files and empty folders are passed over.
+
+    size: the side a backbone sees. val, test: shares, used where the layout has no such part.
+    channels: 3 for colour, 1 for grey. extensions: of the files to read, in lower case; any case is found.
+    on_broken: leave out a file that can't be read, with a warning, or stop the run.
+    cache: "auto" decodes everything once where all images have the same size and take 1 GiB at most; training
+    then runs at the speed of arrays. "no" reads each file every time.
+    mean, std: one for each channel, on the scale 0..1; None takes ImageNet's.
+    Raises RequestError where no image is found or the layout can't be told, and RunError, from `split`, where
+    a whole part is broken.
+    """
+
+    labelled: bool | None = None  # type: ignore[misc]  # set by what is found
+
+    def __init__(
+        self,
+        *,
+        root: str,
+        size: int = 224,
+        val: float = 0.1,
+        test: float = 0.1,
+        channels: Literal[1, 3] = 3,
+        on_broken: Literal["skip", "stop"] = "skip",
+        extensions: tuple[Extension, ...] = EXTENSIONS,
+        cache: Literal["auto", "no"] = "auto",
+        mean: tuple[float, ...] | None = None,
+        std: tuple[float, ...] | None = None,
+    ):
+        if val < 0 or test < 0 or val + test >= 1:
+            raise RequestError(
+                f"data.val={val}, data.test={test}: give shares from 0 that leave some for training"
+            )
+        self.on_broken, self._cache, self._channels = on_broken, cache, channels
+        self._root = home(root)
+        found = lay_out(self._root, list(find_images(self._root, extensions)), extensions)
+        self.classes = class_names(self._root, found)
+        self.labelled = bool(self.classes)
+        self._parts = {
+            part: Images(os.path.join(self._root, folder), files, label_of(files, self.classes), channels)
+            for part, (folder, files) in found.items()
+        }
+        self._hold_out({"val": val, "test": test})
+        self.facts = image_facts(
+            channels=channels,
+            size=size,
+            mean=_per_channel("mean", mean, channels, (0.485, 0.456, 0.406)),
+            std=_per_channel("std", std, channels, (0.229, 0.224, 0.225)),
+            num_classes=len(self.classes),
+        )
+        self._opened: dict[str, Arrays | Images] = {}
+
+    def _hold_out(self, shares: dict[str, float]) -> None:
+        """Splits off from train the parts that the layout has not."""
+        whole = self._parts["train"]
+        wanted = {part: share for part, share in shares.items() if part not in self._parts}
+        by = whole.label if whole.label is not None else torch.zeros(len(whole), dtype=torch.int64)
+        ids = stratified(by, (1 - sum(wanted.values()), *wanted.values()))
+        self._parts |= {part: whole.part(i) for part, i in zip(("train", *wanted), ids, strict=True)}
+
+    def split(self, name: Split) -> Arrays | Images:
+        part = "train" if name == "pretrain" else name
+        if part not in self._opened:
+            images = self._parts[part]
+            cached = decode_all(images, self._size, self.on_broken) if self._size and len(images) else None
+            self._opened[part] = images if cached is None else cached
+        return self._opened[part]
+
+    @cached_property
+    def _size(self) -> tuple[int, int] | None:
+        """(width, height) by the headers if all images have the same and fit in the cache; otherwise None."""
+        if self._cache == "no":
+            return None
+        count, common = sum(len(p) for p in self._parts.values()), None
+        with quiet_pillow():
+            for file in chain.from_iterable(map(p.name, range(len(p))) for p in self._parts.values()):
+                try:
+                    size = image_size(file)
+                except BrokenSample:
+                    continue  # met again, and reported, when it is decoded
+                if size != (common or size) or count * self._channels * size[0] * size[1] > CACHE:
+                    return None
+                common = size
+        return common
+
+
+def _per_channel(
+    key: str, given: Sequence[float] | None, channels: int, usual: tuple[float, float, float]
+) -> tuple[float, ...]:
+    if given is None:
+        return usual if channels == 3 else (round(sum(usual) / 3, 4),)
+    if len(given) != channels or (key == "std" and min(given) <= 0):
+        kind = "positive numbers" if key == "std" else "numbers"
+        raise RequestError(
+            f"data.{key}={list(given)}: give {channels} {kind}, one for each of data.channels={channels}"
+        )
+    return tuple(given)
+
+
+# --- the layout -----------------------------------------------------------------------------------------
+
+
+def find_images(root: str, extensions: Sequence[str] = EXTENSIONS) -> Iterator[str]:
+    """The paths, relative to root, of all files with these extensions, each folder's in sorted order.
+
+    Links are followed, but not into a folder that they are in. Raises RequestError for a folder that can't be
+    read.
+    """
+    yield from _walk(root, "", frozenset(e.lower() for e in extensions), ())
+
+
+def _walk(
+    root: str, inside: str, extensions: frozenset[str], above: tuple[tuple[int, int], ...]
+) -> Iterator[str]:
+    folder = os.path.join(root, inside)
+    try:
+        found = os.stat(folder)
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise RequestError(f"data.root: {folder!r} can't be read ({error.strerror}); {LAYOUTS}") from error
+    here = (found.st_dev, found.st_ino)
+    if here in above:
+        return
+    for entry in entries:
+        path = os.path.join(inside, entry.name)
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            yield from _walk(root, path, extensions, (*above, here))
+        elif os.path.splitext(path)[1].lower() in extensions and (entry.is_file() or entry.is_symlink()):
+            yield path  # a link to nothing as well: it is a broken sample, not an absent one
+
+
+def top(path: str) -> str | None:
+    """The first folder of a relative path; None for a file that is in no folder."""
+    first, rest, _ = path.partition(os.sep)
+    return first if rest else None
+
+
+def lay_out(root: str, files: Sequence[str], extensions: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """The files below root -> for each part of the layout, its folder within root and its files within that.
+
+    Raises RequestError where there are no files, or where it can't be told parts from classes.
+    """
+    if not files:
+        raise RequestError(f"data.root={root!r}: no images ({', '.join(extensions)}) in it; {LAYOUTS}")
+    tops = {top(f) for f in files}
+    parts, others = tops & set(PARTS), {str(t) for t in tops - set(PARTS) - {None}}
+    if "train" not in parts:
+        if parts and not others:
+            raise RequestError(
+                f"data.root={root!r}: there is {', '.join(sorted(map(str, parts)))} but no train folder"
+            )
+        return {"train": ("", list(files))}
+    # "train" may also be the name of a class: then it holds images itself and stands among other classes.
+    holds_classes = not any(top(f) == "train" and f.count(os.sep) == 1 for f in files)
+    if others and (holds_classes or len(parts) > 1):
+        odd = min(others)
+        raise RequestError(
+            f"data.root={root!r}: beside train there is {odd!r}, which is no part of a data set"
+            f"{nearest(odd, PARTS)}; rename it or move it away"
+        )
+    if others:
+        return {"train": ("", list(files))}
+    if None in tops:
+        raise RequestError(
+            f"data.root={root!r}: {_loose(files)!r} is in none of the parts; move it into one, or away"
+        )
+    return {
+        part: (part, [f[len(part) + 1 :] for f in files if top(f) == part]) for part in PARTS if part in parts
+    }
+
+
+def _loose(files: Sequence[str]) -> str:
+    return next(f for f in files if top(f) is None)
+
+
+def class_names(root: str, found: dict[str, tuple[str, list[str]]]) -> tuple[str, ...]:
+    """The class folders of train, sorted; none where its images are in no folder.
+
+    Raises RequestError where some are and some are not, or where another part has a class that train has not.
+    """
+    tops = {part: {top(f) for f in files} for part, (_, files) in found.items()}
+    for part, (folder, files) in found.items():
+        where = os.path.join(root, folder)
+        if None in tops[part] and len(tops[part]) > 1:
+            raise RequestError(
+                f"data.root: {os.path.join(where, _loose(files))!r} stands beside class folders; "
+                "move it into one, or away"
+            )
+        unknown = tops[part] - tops["train"]
+        if unknown:
+            kind = "images without classes" if None in unknown else f"the class {min(map(str, unknown))!r}"
+            raise RequestError(
+                f"data.root: {where!r} has {kind}, which {os.path.join(root, 'train')!r} has not"
+            )
+    return tuple(sorted(t for t in tops["train"] if t is not None))
+
+
+def label_of(files: Sequence[str], classes: Sequence[str]) -> Tensor | None:
+    """(N,) int64, each file's class by its top folder; None where there are no classes."""
+    number = {name: n for n, name in enumerate(classes)}
+    return torch.tensor([number[str(top(f))] for f in files], dtype=torch.int64) if classes else None
+
+
+# --- the cache ------------------------------------------------------------------------------------------
+
+
+class _OtherSize(Exception):
+    """An image came out in another size than its header said: EXIF turns it."""
+
+
+def decode_all(images: Images, size: tuple[int, int], on_broken: Literal["skip", "stop"]) -> Arrays | None:
+    """All images of one (width, height), decoded; None where one comes out in another size.
+
+    Broken files are left out, with one warning for all of them. Raises RunError at the first with
+    on_broken="stop", and where no file is left.
+    """
+    width, height = size
+    x = torch.empty(len(images), images.channels, height, width, dtype=torch.uint8)
+
+    def decode(index: int) -> BrokenSample | None:
+        try:
+            sample = images.read(index)
+        except BrokenSample as error:
+            return error
+        if sample.shape != x.shape[1:]:
+            raise _OtherSize
+        x[index] = sample
+        return None
+
+    try:
+        with quiet_pillow(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+            faults = list(pool.map(decode, range(len(images))))
+    except _OtherSize:
+        return None
+    broken = [str(fault) for fault in faults if fault is not None]
+    if not broken:
+        return Arrays(x, images.label)
+    if on_broken == "stop":
+        raise RunError(f"{broken[0]}; mend or remove it, or set data.on_broken=skip")
+    if len(broken) == len(images):
+        raise RunError(f"none of the {len(images)} samples can be read; the first: {broken[0]}")
+    more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+    print(
+        f"warning: left out {len(broken)} broken samples: {'; '.join(broken[:NAMED])}{more}", file=sys.stderr
+    )
+    kept = torch.tensor([fault is None for fault in faults])
+    return Arrays(x[kept], None if images.label is None else images.label[kept])

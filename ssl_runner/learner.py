@@ -1,0 +1,186 @@
+"""THE LightningModule: views, objective, optimiser and schedule in one training step, for every stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from ssl_runner.durations import Clock
+from ssl_runner.errors import RunError
+from ssl_runner.optim.recipe import Optim
+from ssl_runner.optim.schedules import Schedule
+from ssl_runner.seeds import derive
+from ssl_runner.types import Batch, Loss, Objective, Samples, View
+from ssl_runner.views.base import Views
+
+
+class Learner(pl.LightningModule):
+    """Owns no state of its own: schedules and random draws are functions of the step.
+
+    plain_val: validate on plain views, as finetuning does, and not on a pretext's random ones.
+    log_every: optimiser steps between two lines of training metrics.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        views: Views,
+        *,
+        optim: Optim,
+        schedule: Schedule,
+        clock: Clock,
+        seed: int,
+        plain_val: bool = False,
+        log_every: int = 10,
+    ):
+        super().__init__()
+        self.objective, self.views = objective, views
+        self.optim, self.schedule, self.clock = optim, schedule, clock
+        self.seed, self.plain_val, self.log_every = seed, plain_val, log_every
+        self.warmup = clock.share(schedule.warmup)
+        self.train_metrics: dict[str, float] = {}  # what was logged last
+        self.val_metrics: dict[str, float] = {}
+        self._train_mean, self._val_mean = Means(), Means()
+        self._first_bad: Tensor | None = None
+        self._clock_started = 0.0
+        if has_convolution(objective):
+            objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    # -- training ---------------------------------------------------------------------------------------------
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        optimizer = self.optim(self.objective, self.clock.global_batch)
+        # The hook runs only when the optimiser really stepped: not on micro-batches, not on a skipped overflow.
+        optimizer.register_step_post_hook(
+            lambda *_: self.objective.after_step(self.progress(self.global_step + 1))
+        )
+        return optimizer
+
+    def progress(self, steps: int) -> float:
+        return min(1.0, steps / self.clock.total)
+
+    def on_train_start(self) -> None:
+        self._clock_started = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Samples, batch_idx: int) -> None:
+        torch.manual_seed(derive(self.seed, "step", self.global_rank, batch_idx))
+        factor = self.schedule(self.progress(self.global_step), self.warmup)
+        for group in self.trainer.optimizers[0].param_groups:
+            group["lr"] = group["base_lr"] * factor
+
+    def training_step(self, samples: Samples, batch_idx: int) -> Tensor:
+        loss = self.objective(self.batch(samples, self.views(samples)))
+        self._watch(loss, samples, batch_idx)
+        self._train_mean.add({"loss": loss.value, **loss.log}, weight=1)
+        return loss.value
+
+    def batch(self, samples: Samples, views: list[View]) -> Batch:
+        batch: Batch = {"views": [_channels_last(view) for view in views], "index": samples["index"]}
+        if "label" in samples:
+            batch["label"] = samples["label"]
+        return batch
+
+    def on_train_batch_end(self, outputs: Any, batch: Samples, batch_idx: int) -> None:
+        accumulate = self.trainer.accumulate_grad_batches
+        if (batch_idx + 1) % (
+            self.log_every * accumulate
+        ) == 0 or batch_idx + 1 == self.trainer.num_training_batches:
+            self.check_finite()
+            now = time.perf_counter()
+            micro_batches = self._train_mean.count
+            seconds, self._clock_started = now - self._clock_started, now
+            metrics = {f"train/{k}": v for k, v in self._train_mean.take().items()}
+            metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
+            metrics["speed/samples_per_s"] = micro_batches * self.clock.global_batch / accumulate / seconds
+            self._log(metrics)
+            self.train_metrics = metrics
+
+    # -- validation -------------------------------------------------------------------------------------------
+
+    def validation_step(self, samples: Samples, batch_idx: int) -> None:
+        torch.manual_seed(derive(self.seed, "val", self.global_rank, batch_idx))  # the same views every time
+        views = [self.views.plain(samples)] if self.plain_val else self.views(samples)
+        loss = self.objective(self.batch(samples, views))
+        self._val_mean.add({"loss": loss.value, **loss.log}, weight=len(samples["index"]))
+
+    def on_validation_epoch_end(self) -> None:
+        self.val_metrics = {f"val/{k}": v for k, v in self._val_mean.take(over_ranks=True).items()}
+        self._log(self.val_metrics)
+        self._clock_started = time.perf_counter()  # validation is no part of the training speed
+
+    # -- both -------------------------------------------------------------------------------------------------
+
+    def _log(self, metrics: Mapping[str, float]) -> None:
+        row = {**metrics, "epoch": self.global_step / self.clock.steps_per_epoch}
+        for logger in self.loggers:
+            logger.log_metrics(row, step=self.global_step)
+
+    def _watch(self, loss: Loss, samples: Samples, batch_idx: int) -> None:
+        """Remembers the first batch with a non-finite term, without making the device wait."""
+        terms = torch.stack([loss.value.detach().float(), *(v.detach().float() for v in loss.log.values())])
+        bad = torch.where(terms.isfinite().all(), -1, batch_idx)
+        self._first_bad = (
+            bad if self._first_bad is None else torch.where(self._first_bad >= 0, self._first_bad, bad)
+        )
+        if bad.device.type == "cpu":
+            self.check_finite({"loss": loss.value, **loss.log}, samples)
+
+    def check_finite(self, terms: Mapping[str, Tensor] | None = None, samples: Samples | None = None) -> None:
+        """Raises RunError if a loss or one of its terms was not finite. Always called before a checkpoint."""
+        if self._first_bad is None or (batch := int(self._first_bad)) < 0:
+            return
+        which = [name for name, value in (terms or {}).items() if not bool(value.isfinite())]
+        rows = "" if samples is None else f", samples {samples['index'][:8].tolist()}..."
+        raise RunError(
+            f"non-finite {' and '.join(which) or 'loss'} in batch {batch}{rows}: the run stops, and the last good "
+            "checkpoint stays. Try a smaller optim.lr, a longer schedule.warmup, clip=1.0 or precision=32"
+        )
+
+
+class Means:
+    """Weighted running means of scalars, kept on their device until they are read."""
+
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.count = 0
+
+    def add(self, values: Mapping[str, Tensor], weight: int) -> None:
+        for name, value in values.items():
+            term = value.detach().float() * weight
+            self.sums[name] = self.sums[name] + term if name in self.sums else term
+        self.count += weight
+
+    def take(self, over_ranks: bool = False) -> dict[str, float]:
+        """The means so far, and a fresh start. over_ranks: of all processes together."""
+        if not self.sums:
+            return {}
+        names = list(self.sums)
+        total = torch.stack(
+            [self.sums[n] for n in names] + [torch.tensor(float(self.count)).to(self.sums[names[0]])]
+        )
+        if over_ranks and dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+        self.sums, self.count = {}, 0
+        *sums, count = total.tolist()
+        return {name: value / count for name, value in zip(names, sums, strict=True)}
+
+
+def has_convolution(module: nn.Module) -> bool:
+    return any(isinstance(m, nn.Conv2d) for m in module.modules())
+
+
+def _channels_last(view: View) -> View:
+    """Convolutions are faster so; a 4-D tensor that meets none loses nothing."""
+    x = view["x"]
+    return {**view, "x": x.contiguous(memory_format=torch.channels_last)} if x.ndim == 4 else view
+
+
+def frozen(backbone: nn.Module) -> nn.Module:
+    """The backbone as evaluators get it: in evaluation mode, without gradients."""
+    return backbone.eval().requires_grad_(False)

@@ -1,0 +1,162 @@
+"""`ssl-run plan`: what a pretraining would be, found without training: sizes, steps, memory, and its views."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+
+from ssl_runner import build, devices, runs
+from ssl_runner.datasets.base import Ragged
+from ssl_runner.datasets.reading import Reading
+from ssl_runner.durations import Clock
+from ssl_runner.seeds import derive
+from ssl_runner.types import Batch, Objective, Samples, View
+
+PICTURE = "views.png"
+SHOWN = 8  # samples in the picture
+
+
+def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
+    """Prints the plan and writes views.png and config.yaml into the plan's own folder."""
+    source, config = build.source(config)
+    parts = build.assemble(source, config)
+    objective = parts.objective
+    split = "train" if objective.labelled else "pretrain"
+    dataset = source.split(split)  # type: ignore[arg-type]
+    clock = Clock(len(dataset), config["batch_size"], config["duration"])
+    optim = build.make(config["optim"])
+    optimizer = optim(objective, clock.global_batch)
+    schedule = build.make(config["schedule"])
+    accelerator = devices.accelerator(config["device"]["accelerator"])
+    precision, why = devices.precision(config["precision"]["mode"], accelerator)
+
+    keys = [(n, derive(config["seed"], "draw", 0, n)) for n in range(min(SHOWN, len(dataset)))]
+    reading: Any = (
+        Reading(dataset, parts.views.crops, source.on_broken, True)
+        if isinstance(dataset, Ragged)
+        else dataset
+    )
+    samples = reading.__getitems__(keys)
+    torch.manual_seed(derive(config["seed"], "step", 0, 0))
+    views = parts.views(samples)
+
+    runs.claim(folder, config)
+    shown = draw(samples, views, parts.views.last, folder / PICTURE)
+    memory = estimate_memory(
+        objective,
+        optimizer,
+        _batch(samples, views),
+        clock.global_batch,
+        mixed="bf16" in precision or "16-mixed" in precision,
+    )
+    sizes = {name: _count(child) for name, child in objective.named_children()}
+    warmup = clock.steps(schedule.warmup)
+    rows = [
+        (
+            "data",
+            f"{type(source).__name__}: {len(dataset)} {split} samples of {source.facts['shape']}, {source.facts['num_classes']} classes",
+        ),
+        ("views", ", ".join(str(tuple(v["x"].shape[1:])) for v in views)),
+        (
+            "parameters",
+            f"{_count(objective):,} trained ({', '.join(f'{k} {n:,}' for k, n in sizes.items() if n)})",
+        ),
+        ("global batch", f"{clock.global_batch} ({config['accumulate']} micro-batches)"),
+        (
+            "learning rate",
+            f"{optim.lr:g} -> {optim.scaled_lr(clock.global_batch):g} at the global batch, warm-up {warmup} steps",
+        ),
+        (
+            "steps",
+            f"{clock.total} ({clock.steps_per_epoch} an epoch, {clock.total / clock.steps_per_epoch:.1f} epochs)",
+        ),
+        ("precision", f"{precision} ({why})"),
+        ("device", accelerator),
+        ("memory", f"about {memory / 2**30:.2f} GiB on one device"),
+        (
+            "a run writes",
+            "config.yaml metrics.csv metrics.json environment.json checkpoints/{last,best}.ckpt backbone.safetensors",
+        ),
+        ("into", f"outputs/pretrain/{config['name']}/DATE_TIME"),
+        ("picture", str(folder / PICTURE) if shown else "none: these views are no images"),
+    ]
+    table = Table(title=f"plan {config['name']}", title_justify="left", show_header=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False)
+    console.print(table)
+    advice = getattr(objective.backbone, "advice", None)
+    if advice:
+        console.print(f"note: {advice}")
+    return {"plan/steps": float(clock.total), "plan/memory_bytes": float(memory)}
+
+
+def estimate_memory(
+    objective: Objective, optimizer: torch.optim.Optimizer, batch: Batch, global_batch: int, *, mixed: bool
+) -> int:
+    """Bytes of weights, gradients, optimiser state and the activations kept for the backward pass.
+
+    Activations are counted in one forward pass of a few samples and scaled to the batch; the optimiser is taken to
+    keep two values per parameter, or one with momentum alone.
+    """
+    seen: dict[int, int] = {}
+
+    def keep(x: Tensor) -> Tensor:
+        seen[x.untyped_storage().data_ptr()] = x.untyped_storage().nbytes()
+        return x
+
+    held = {p.untyped_storage().data_ptr() for p in objective.parameters()}
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
+        objective(batch)
+    activations = sum(n for pointer, n in seen.items() if pointer not in held)
+    weights = sum(p.numel() * p.element_size() for p in objective.parameters())
+    trained = sum(p.numel() * p.element_size() for g in optimizer.param_groups for p in g["params"])
+    states = 2 if "betas" in optimizer.defaults else 1
+    scale = global_batch / len(batch["index"]) * (0.5 if mixed else 1.0)
+    return int(weights + trained * (1 + states) + activations * scale)
+
+
+def draw(samples: Samples, views: list[View], last: nn.ModuleDict, path: Path) -> bool:
+    """A row per sample: as it is, then each of its views, normalisation undone. False if they are no images."""
+    if any(view["x"].ndim != 4 or view["x"].shape[1] not in (1, 3) for view in views):
+        return False
+    from PIL import Image
+
+    columns = [denormalised(view["x"], last) for view in views]
+    first = samples["inputs"][0]["x"]
+    if not samples.get("cropped", False) and first.dtype == torch.uint8:
+        columns.insert(0, first.float() / 255)
+    side = max(64, max(c.shape[-1] for c in columns))
+    grid = [nn.functional.interpolate(c, size=(side, side), mode="nearest") for c in columns]
+    grid = [nn.functional.pad(c.expand(-1, 3, -1, -1), (2, 2, 2, 2), value=1.0) for c in grid]
+    rows = torch.cat([torch.cat(list(c), dim=1) for c in grid], dim=2)
+    pixels = rows.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.flatten().tolist())).save(path)
+    return True
+
+
+def denormalised(x: Tensor, last: nn.ModuleDict) -> Tensor:
+    """Undoes the normalisation at the end of a view, whatever its place among the last transforms."""
+    for transform in reversed(list(last.values())):
+        mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
+        if isinstance(mean, Tensor) and isinstance(std, Tensor):
+            x = x * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
+    return x
+
+
+def _batch(samples: Mapping[str, Any], views: list[View]) -> Batch:
+    batch: Batch = {"views": views, "index": samples["index"]}
+    if "label" in samples:
+        batch["label"] = samples["label"]
+    return batch
+
+
+def _count(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

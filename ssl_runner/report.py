@@ -1,0 +1,35 @@
+"""What a run says at its end: one table, the folder, and the next command to type."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+
+def rows(metrics: Mapping[str, float]) -> list[tuple[str, float, float | None, float | None]]:
+    """(metric, value, untrained, raw) for every score that is no timing."""
+    scores = [
+        k for k in metrics if not k.endswith(("/untrained", "/raw")) and not k.startswith(("time/", "speed/"))
+    ]
+    return [(k, metrics[k], metrics.get(f"{k}/untrained"), metrics.get(f"{k}/raw")) for k in scores]
+
+
+def summary(title: str, metrics: Mapping[str, float], folder: Path, then: str | None) -> None:
+    """Prints the table. Scores stand beside the untrained backbone and the raw input, where those were taken."""
+    console = Console(highlight=False, soft_wrap=True)
+    table = Table(title=title, title_justify="left")
+    table.add_column("metric")
+    for column in ("this run", "untrained", "raw input"):
+        table.add_column(column, justify="right")
+    for name, *values in rows(metrics):
+        table.add_row(name, *("" if v is None else f"{v:.4f}" for v in values))
+    console.print(table)
+    seconds = metrics.get("time/seconds")
+    speed = metrics.get("speed/samples_per_s")
+    took = "" if seconds is None else f" in {seconds:.0f} s"
+    console.print(f"done{took}{'' if speed is None else f' at {speed:.0f} samples/s'}: {folder}")
+    if then:
+        console.print(f"next: {then}")

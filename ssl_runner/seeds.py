@@ -1,0 +1,15 @@
+"""Random streams as pure functions of what they are for, so that there is no random state to lose.
+
+Every training step, drawn sample and epoch order takes its seed from (run seed, purpose, counters). A resumed
+run therefore draws what the uninterrupted one would have drawn, whatever happened in between.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+
+def derive(seed: int, *keys: int | str) -> int:
+    """A 63-bit seed from the run's seed and what it is for; other keys give an unrelated one."""
+    text = "/".join(map(str, (seed, *keys))).encode()
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1

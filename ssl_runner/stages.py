@@ -1,0 +1,312 @@
+"""The stages: pretrain, finetune, evaluate, and all three in a row. Each takes a checked config and a run folder,
+goes on from the folder's last checkpoint if there is one, and gives its metrics."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
+
+from ssl_runner import build, devices, report, runs
+from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, TableLogger
+from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
+from ssl_runner.data import DataModule
+from ssl_runner.datasets.splits import few_labels
+from ssl_runner.durations import Clock
+from ssl_runner.errors import RequestError
+from ssl_runner.evaluators.scores import classification
+from ssl_runner.learner import Learner
+from ssl_runner.loggers import Table
+from ssl_runner.objectives.supervised import Supervised
+from ssl_runner.parts.batchnorm import synchronise
+from ssl_runner.types import Backbone, Embed
+
+Metrics = dict[str, float]
+Stage = Callable[[dict[str, Any], Path], Metrics]
+
+
+def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
+    """Trains a backbone by its objective, saves it, and evaluates it with the configured evaluators."""
+    started = time.monotonic()
+    source, config = build.source(config)
+    parts = build.assemble(source, config)
+    learner, data, metrics = fit(parts, folder, monitor="-val/loss")
+    if runs.is_main():
+        metrics |= evaluations(config, parts.objective.backbone, data)
+    return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
+
+
+def finetune(config: dict[str, Any], folder: Path) -> Metrics:
+    """Trains a backbone (from a run, or untrained) with labels; scores the best epoch on validation by the test set."""
+    started = time.monotonic()
+    source, config = build.source(config)
+    encoder = build.backbone(config)
+    if config.get("from") is not None:
+        say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
+    parts = build.assemble(source, config, encoder)
+    learner, data, metrics = fit(parts, folder, monitor="val/accuracy")
+    if runs.is_main():
+        best = load_checkpoint(folder / runs.CHECKPOINTS / runs.BEST)
+        learner.load_state_dict(best["state_dict"])
+        metrics |= {f"finetune/{k}": v for k, v in test_scores(parts.objective, data).items()}
+        save_backbone(parts.objective.backbone, folder / runs.BACKBONE, config)
+    return finish(config, folder, metrics, started, None)
+
+
+def evaluate(config: dict[str, Any], folder: Path) -> Metrics:
+    """Runs the evaluators on a run's frozen features."""
+    started = time.monotonic()
+    source, config = build.source(config)
+    encoder = build.backbone(config)
+    say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
+    data = DataModule(
+        source,
+        build.make(config["views"]),
+        split="train",
+        plain_val=True,
+        per_rank=config["batch_size"],
+        batches=0,
+        seed=config["seed"],
+        workers=config["workers"],
+    )
+    if devices.accelerator(config["device"]["accelerator"]) == "gpu":
+        data.device = torch.device("cuda")
+    metrics = evaluations(config, encoder, data) if runs.is_main() else {}
+    return finish(config, folder, metrics, started, None)
+
+
+def run(config: dict[str, Any], folder: Path) -> Metrics:
+    """pretrain -> finetune -> evaluate, each in its own folder below this one; finished ones are not run again."""
+    started = time.monotonic()
+    metrics: Metrics = {}
+    for name, stage in (("pretrain", pretrain), ("finetune", finetune), ("evaluate", evaluate)):
+        inner = folder / name
+        done = runs.read_metrics(inner)
+        if done is None:
+            done = stage(runs.read_config(inner), inner)
+        # the pretraining's loss and speed are the run's
+        metrics |= {
+            k: v
+            for k, v in done.items()
+            if name == "pretrain" or not k.startswith(("train/", "val/", "speed/"))
+        }
+    return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
+
+
+STAGES: Mapping[str, Stage] = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "run": run}
+
+
+# -- the steps of a stage --------------------------------------------------------------------------------------
+
+
+def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, DataModule, Metrics]:
+    """Trains to the end of the configured duration, from the last checkpoint if the folder has one."""
+    config, source, objective = parts.config, parts.source, parts.objective
+    if runs.is_main():
+        runs.write(folder / runs.CONFIG, runs.dump(config))
+        runs.write_environment(folder)
+    finetuning = config["stage"] == "finetune"
+    keep = None
+    if config.get("labels") is not None:
+        keep = few_labels(_labels(source), config["labels"])
+    split = "train" if objective.labelled else "pretrain"
+    samples = len(source.split(split)) if keep is None else len(keep)  # type: ignore[arg-type]
+    batch_size = min(config["batch_size"], samples) if keep is not None else config["batch_size"]
+    clock = Clock(samples, batch_size, config["duration"])
+
+    accelerator = devices.accelerator(config["device"]["accelerator"])
+    precision, why = devices.precision(config["precision"]["mode"], accelerator)
+    if accelerator == "cpu" and config["device"]["tune_allocator"]:
+        devices.tune_allocator()
+    table = Table(folder / "metrics.csv")
+    last = folder / runs.CHECKPOINTS / runs.LAST
+    resumed = load_checkpoint(last) if last.is_file() else None
+    if resumed is not None and runs.is_main():
+        table.keep_until(resumed["global_step"])
+
+    trainer = trainer_for(
+        config,
+        folder,
+        accelerator=accelerator,
+        precision=precision,
+        validate_every=max(1, min(clock.total, clock.steps(config["validate_every"]))) * config["accumulate"],
+        loggers=[
+            TableLogger(table),
+            *(
+                [build.make(config["logger"]).make(folder, config["name"], config)]
+                if config["logger"]
+                else []
+            ),
+        ],
+        callbacks=[
+            Display(config["stage"]),
+            Checkpoints(
+                folder / runs.CHECKPOINTS,
+                every=max(1, clock.steps(config["checkpoint_every"])),
+                monitor=monitor,
+                config=config,
+            ),
+        ],
+    )
+    shares = trainer.world_size * config["accumulate"]
+    if batch_size % shares:
+        raise RequestError(
+            f"batch_size={batch_size} does not divide over {trainer.world_size} ranks x accumulate={config['accumulate']}"
+        )
+    if trainer.world_size > 1 and config["device"]["sync_batchnorm"]:
+        synchronise(objective)
+    learner = Learner(
+        objective,
+        parts.views,
+        optim=build.make(config["optim"]),
+        schedule=build.make(config["schedule"]),
+        clock=clock,
+        seed=config["seed"],
+        plain_val=finetuning,
+        log_every=config["log_every"],
+    )
+    data = DataModule(
+        source,
+        parts.views,
+        split=split,  # type: ignore[arg-type]
+        plain_val=finetuning,
+        per_rank=batch_size // shares,
+        batches=clock.total * config["accumulate"],
+        seed=config["seed"],
+        workers=config["workers"],
+        keep=keep,
+    )
+    advice = getattr(objective.backbone, "advice", None)
+    if advice:
+        say(f"note: {advice}")
+    where = "" if resumed is None else f", resumed at step {resumed['global_step']}"
+    say(
+        f"{config['stage']} {config['name']}: {clock.total} steps of {batch_size} samples "
+        f"on {trainer.world_size} x {accelerator} in {precision} ({why}){where}"
+    )
+    started = time.monotonic()
+    trainer.fit(learner, data, ckpt_path=None if resumed is None else last)
+    data.device = trainer.strategy.root_device
+    metrics = {"train/loss": learner.train_metrics["train/loss"], **learner.val_metrics}
+    metrics["speed/samples_per_s"] = (
+        (clock.total - (resumed or {}).get("global_step", 0)) * batch_size / (time.monotonic() - started)
+    )
+    if runs.is_main() and config["stage"] == "pretrain":
+        save_backbone(objective.backbone, folder / runs.BACKBONE, config)
+    return learner, data, metrics
+
+
+def trainer_for(
+    config: Mapping[str, Any],
+    folder: Path,
+    *,
+    accelerator: str,
+    precision: str,
+    validate_every: int,
+    loggers: list[Any],
+    callbacks: list[pl.Callback],
+) -> pl.Trainer:
+    """Lightning's Trainer, with everything that this project does itself turned off."""
+    quieten()
+    device = config["device"]
+    return pl.Trainer(
+        accelerator=accelerator,
+        devices=1 if accelerator == "cpu" and device["devices"] == "auto" else device["devices"],
+        num_nodes=device["num_nodes"],
+        strategy=device["strategy"],
+        precision=precision,  # type: ignore[arg-type]
+        max_epochs=1,  # one long pass: TrainBatches runs through all epochs
+        accumulate_grad_batches=config["accumulate"],
+        gradient_clip_val=config["clip"],
+        val_check_interval=validate_every,
+        check_val_every_n_epoch=None,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        benchmark=True,
+        logger=loggers,
+        callbacks=callbacks,
+        plugins=[AtomicIO()],
+        default_root_dir=folder,
+    )
+
+
+def evaluations(config: Mapping[str, Any], trained: Backbone, data: DataModule) -> Metrics:
+    """Every evaluator on the backbone, on the same backbone untrained, and on the raw input."""
+    if not config["evaluators"]:
+        return {}
+    untrained = build.backbone(config)
+    embeds: dict[str, Embed] = {
+        "": frozen(trained.to(data.device)),
+        "/untrained": frozen(untrained.to(data.device)),
+        "/raw": data.source.raw,
+    }
+    metrics: Metrics = {}
+    for name, node in config["evaluators"].items():
+        say(f"evaluating {name} ...")
+        evaluator = build.make(node)
+        for suffix, embed in embeds.items():
+            metrics |= {f"{name}/{k}{suffix}": v for k, v in evaluator(embed, data).items()}
+    return metrics
+
+
+@torch.no_grad()
+def test_scores(objective: Any, data: DataModule) -> Metrics:
+    """A classifier's scores on the test part's undisturbed samples."""
+    assert isinstance(objective, Supervised)
+    objective.to(data.device).eval()
+    logits, labels = data.features(objective.predict, "test")
+    return classification(logits, labels, data.num_classes)
+
+
+def finish(
+    config: Mapping[str, Any], folder: Path, metrics: Metrics, started: float, then: str | None
+) -> Metrics:
+    """Writes metrics.json, whose presence says that the stage is done, and prints the summary."""
+    metrics["time/seconds"] = time.monotonic() - started
+    if runs.is_main():
+        runs.write_metrics(folder, metrics)
+        report.summary(f"{config['stage']} {config['name']}", metrics, folder, then)
+    return metrics
+
+
+def frozen(backbone: Backbone) -> Embed:
+    """The backbone as evaluators get it: in evaluation mode (BatchNorm statistics fixed), without gradients."""
+    backbone.eval().requires_grad_(False)
+    return lambda view: backbone(**view)
+
+
+def _labels(source: Any) -> torch.Tensor:
+    train = source.split("train")
+    if train.label is None:
+        raise RequestError("labels: this data has none")
+    return train.label
+
+
+def say(text: str) -> None:
+    if runs.is_main():
+        print(text, flush=True)
+
+
+def quieten() -> None:
+    """Lightning's own chatter is of no use to the reader of a terminal; its warnings about faults are kept."""
+    for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", category=PossibleUserWarning)
+    for text in (
+        ".*does not have many workers.*",
+        ".*ended before the epoch ended.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec, LeafSpec.*",
+    ):
+        warnings.filterwarnings("ignore", message=text)

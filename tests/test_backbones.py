@@ -1,0 +1,440 @@
+"""What every backbone promises, over timm's models and encoders of every modality."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from ssl_runner.backbones.encoder import Encoder
+from ssl_runner.backbones.stems import Continuous, Discrete
+from ssl_runner.backbones.timm import Timm
+from ssl_runner.errors import RequestError, RunError
+from ssl_runner.types import Backbone, View
+
+TINY = {"stem_width": 16, "channels": [16, 32, 64, 128]}  # conf/backbone/resnet_tiny.yaml
+
+
+def encoder(stem, **options) -> Encoder:
+    return Encoder(stem=stem, **{"depth": 2, "heads": 2, **options})
+
+
+BACKBONES = {
+    "resnet_tiny": lambda: Timm(name="resnet10t", shape=(1, 8, 8), small_stem=True, options=TINY),
+    "resnet18": lambda: Timm(name="resnet18", shape=(3, 32, 32), small_stem=True),
+    "resnet": lambda: Timm(name="test_resnet", shape=(3, 64, 64)),
+    "convnext": lambda: Timm(name="test_convnext", shape=(3, 64, 64)),
+    "efficientnet": lambda: Timm(name="test_efficientnet", shape=(2, 40, 32)),
+    "mobilenet": lambda: Timm(name="mobilenetv3_small_050", shape=(3, 32, 32)),
+    "vit_oblong": lambda: Timm(name="test_vit4", shape=(3, 32, 48), options={"patch_size": 8}),
+    "vit": lambda: Timm(name="test_vit", shape=(3, 32, 32), options={"patch_size": 8}),
+    "image": lambda: encoder(Continuous(shape=(3, 8, 12), block=(4, 4), dim=16)),
+    "series": lambda: encoder(Continuous(shape=(2, 24), block=(3,), dim=16)),
+    "video": lambda: encoder(Continuous(shape=(1, 4, 8, 8), block=(2, 4, 4), dim=16)),
+    "text": lambda: encoder(Discrete(vocab=50, length=12, dim=16)),
+}
+SAMPLES = {
+    "resnet_tiny": (1, 8, 8),
+    "resnet18": (3, 32, 32),
+    "resnet": (3, 64, 64),
+    "convnext": (3, 64, 64),
+    "efficientnet": (2, 40, 32),
+    "mobilenet": (3, 32, 32),
+    "vit_oblong": (3, 32, 48),
+    "vit": (3, 32, 32),
+    "image": (3, 8, 12),
+    "series": (2, 24),
+    "video": (1, 4, 8, 8),
+    "text": (12,),
+}
+TOKENS = {"image": (6, 48), "series": (8, 6), "video": (8, 32), "text": (12,)}
+every = pytest.mark.parametrize("kind", BACKBONES)
+every_encoder = pytest.mark.parametrize("kind", TOKENS)
+
+
+def make(kind: str) -> Backbone:
+    torch.manual_seed(0)
+    return BACKBONES[kind]()
+
+
+def sample(kind: str, batch: int = 3) -> Tensor:
+    torch.manual_seed(1)
+    shape = (batch, *SAMPLES[kind])
+    return torch.randint(50, shape) if kind == "text" else torch.randn(shape)
+
+
+# -- every backbone --------------------------------------------------------------------------------------
+
+
+@every
+@torch.no_grad()
+def test_gives_one_vector_a_sample(kind):
+    backbone = make(kind).eval()
+    features = backbone(sample(kind))
+    assert features.shape == (3, backbone.dim)
+    assert features.isfinite().all()
+    assert (features.std(0) > 0).any()
+    one_by_one = torch.cat([backbone(x[None]) for x in sample(kind)])
+    torch.testing.assert_close(features, one_by_one, rtol=1e-3, atol=1e-4)
+    assert backbone(**View(x=sample(kind))).shape == features.shape
+
+
+@every
+def test_every_parameter_gets_a_gradient(kind):
+    backbone = make(kind).train()
+    backbone(sample(kind, 4)).square().sum().backward()
+    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+
+@every
+@torch.no_grad()
+def test_state_and_copies_reproduce_the_features(kind):
+    backbone = make(kind)
+    x = sample(kind, 4)
+    backbone.train()(x)  # moves running statistics
+    expected = backbone.eval()(x)
+    torch.manual_seed(5)
+    other = BACKBONES[kind]()
+    other.load_state_dict(backbone.state_dict())
+    assert torch.equal(other.eval()(x), expected)
+    assert torch.equal(copy.deepcopy(backbone)(x), expected)
+
+
+@pytest.mark.parametrize("kind", [k for k, shape in SAMPLES.items() if len(shape) == 3])
+@torch.no_grad()
+def test_channels_last_changes_nothing(kind):
+    backbone = make(kind).eval()
+    x = sample(kind)
+    expected = backbone(x)
+    backbone.to(memory_format=torch.channels_last)
+    found = backbone(x.contiguous(memory_format=torch.channels_last))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+# -- timm ------------------------------------------------------------------------------------------------
+
+
+def shapes_of_stages(backbone: Timm, x: Tensor) -> dict[str, tuple[int, ...]]:
+    seen: dict[str, tuple[int, ...]] = {}
+    stages = {stage["module"]: stage["reduction"] for stage in backbone.model.feature_info}
+    handles = [
+        module.register_forward_hook(lambda m, i, o, name=name: seen.update({name: tuple(o.shape[2:])}))
+        for name, module in backbone.model.named_modules()
+        if name in stages
+    ]
+    with torch.no_grad():
+        backbone.eval()(x)
+    for handle in handles:
+        handle.remove()
+    assert seen == {n: tuple(math.ceil(side / r) for side in x.shape[2:]) for n, r in stages.items()}
+    return seen
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet10t", "resnet26d", "seresnet18", "resnetblur18"])
+def test_small_stem_keeps_the_first_maps_whole(name):
+    x = torch.randn(2, 3, 32, 32)
+    small = shapes_of_stages(Timm(name=name, shape=(3, 32, 32), small_stem=True), x)
+    usual = shapes_of_stages(Timm(name=name, shape=(3, 32, 32)), x)
+    assert small["act1"] == (32, 32)
+    assert small["layer1"] == (32, 32)
+    assert small["layer4"] == (4, 4)
+    assert usual["layer1"] == (8, 8)
+
+
+def test_small_stem_is_three_by_three():
+    conv = Timm(name="resnet18", shape=(2, 32, 32), small_stem=True).model.conv1
+    assert (conv.in_channels, conv.kernel_size, conv.stride, conv.padding) == (2, (3, 3), (1, 1), (1, 1))
+    spread = math.sqrt(2 / (64 * 9))  # He et al., 2015, Equation 14: the fan out
+    assert float(conv.weight.detach().std()) == pytest.approx(spread, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "expected"),
+    [
+        ("resnet18", (3, 32, 32), {}, "a 32x32 image to a map of 1x1 .*backbone.small_stem=true"),
+        ("resnet18", (3, 63, 80), {}, "backbone.small_stem=true"),
+        ("resnet18", (3, 64, 64), {}, None),
+        ("resnet18", (3, 32, 32), {"small_stem": True}, None),
+        ("resnet18", (3, 128, 128), {"small_stem": True}, "16 times"),
+        ("resnet10t", (1, 8, 8), {"small_stem": True, "options": TINY}, None),
+        ("test_convnext", (3, 32, 32), {}, "smaller total stride"),
+        ("test_vit", (3, 32, 32), {}, "2x2 patches.*backbone.options.patch_size=4"),
+        ("test_vit", (3, 32, 32), {"options": {"patch_size": 4}}, None),
+    ],
+)
+def test_advice_comes_from_the_model_and_the_size(name, shape, options, expected):
+    advice = Timm(name=name, shape=shape, **options).advice
+    if expected is None:
+        assert advice is None
+    else:
+        assert advice is not None
+        assert re.search(expected, advice)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "resnet_18"}, r"backbone\.name.*'resnet18"),
+        ({"name": "qqqq"}, r"backbone\.name: timm knows no model 'qqqq'; .{0,60}$"),
+        ({"name": "resnet18.nope"}, r"backbone\.name"),
+        ({"name": "resnet18", "options": {"chanels": [8]}}, r"backbone\.options\.chanels"),
+        ({"name": "test_vit", "options": {"img_size": 8}}, r"backbone\.options\.img_size"),
+        ({"name": "resnet18", "options": {"num_classes": 8}}, r"backbone\.options\.num_classes"),
+        ({"name": "test_vit", "options": {"patch_size": 5}}, r"backbone\.options\.patch_size.*\(5, 5\)"),
+        ({"name": "test_vit", "shape": (3, 8, 8)}, r"backbone\.options\.patch_size"),
+        ({"name": "test_vit", "small_stem": True}, r"backbone\.small_stem.*no ResNet stem"),
+        ({"name": "resnetv2_18", "small_stem": True}, r"backbone\.small_stem"),
+        ({"name": "resnet18", "small_stem": True, "pretrained": True}, r"backbone\.small_stem"),
+        ({"name": "resnetv2_50d", "pretrained": True}, r"backbone\.pretrained: timm has no weights"),
+        ({"name": "resnet18", "shape": (2, 100)}, r"backbone\.shape.*backbone=encoder"),
+    ],
+)
+def test_wrong_requests_name_the_key(arguments, message):
+    with pytest.raises(RequestError, match=message):
+        Timm(**{"shape": (3, 32, 32), **arguments})
+
+
+def test_weights_that_cannot_be_fetched(monkeypatch, tmp_path):
+    import huggingface_hub.constants
+    from huggingface_hub.errors import LocalEntryNotFoundError
+    from timm.models import _builder
+
+    def unreachable(*args, **kwargs):
+        raise LocalEntryNotFoundError("cannot reach the hub")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(_builder, "load_pretrained", unreachable)
+    with pytest.raises(
+        RunError, match=r"backbone\.pretrained: the weights of test_vit .*cannot reach the hub"
+    ):
+        Timm(name="test_vit", shape=(3, 32, 32), pretrained=True)
+
+
+def test_timm_refuses_what_it_cannot_do():
+    backbone = make("vit")
+    with pytest.raises(RequestError, match="padding"):
+        backbone(sample("vit"), pad=torch.zeros(3, 4, dtype=torch.bool))
+    maps = Timm(name="resnet18", shape=(3, 32, 32), options={"global_pool": ""})
+    with pytest.raises(RequestError, match="global pooling"):
+        maps(torch.randn(2, 3, 32, 32))
+
+
+def test_options_take_effect():
+    assert make("resnet_tiny").dim == 128
+    assert 0.2e6 < sum(p.numel() for p in make("resnet_tiny").parameters()) < 0.7e6
+    wide = Timm(name="resnet18", shape=(3, 32, 32), options={"global_pool": "catavgmax"})
+    assert wide.dim == 1024
+    assert wide.eval()(torch.randn(2, 3, 32, 32)).shape == (2, 1024)
+
+
+def test_importing_a_backbone_does_not_import_timm():
+    code = (
+        "import sys, ssl_runner.backbones.timm, ssl_runner.backbones.encoder, ssl_runner.optim.recipe, "
+        "ssl_runner.optim.schedules, ssl_runner.parts.batchnorm\n"
+        "heavy = {'timm', 'transformers', 'torchvision', 'pytorch_lightning', 'sklearn', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+# -- stems -----------------------------------------------------------------------------------------------
+
+
+@st.composite
+def signals(draw):
+    """(shape, block) of any rank, small."""
+    rank = draw(st.integers(1, 4))
+    block = [draw(st.integers(1, 3)) for _ in range(rank)]
+    grid = [draw(st.integers(1, 3)) for _ in range(rank)]
+    shape = (draw(st.integers(1, 3)), *(b * g for b, g in zip(block, grid, strict=True)))
+    return shape, tuple(block), tuple(grid)
+
+
+@settings(deadline=None)
+@given(signals())
+def test_patchify_is_undone_by_unpatchify(signal):
+    shape, block, grid = signal
+    stem = Continuous(shape=shape, block=block, dim=4)
+    x = torch.randn(2, *shape)
+    patches = stem.patchify(x)
+    assert stem.grid == grid
+    assert patches.shape == (2, math.prod(grid), stem.patch_dim)
+    assert stem.patch_dim == shape[0] * math.prod(block)
+    assert torch.equal(stem.unpatchify(patches), x)
+    assert torch.equal(stem.patchify(stem.unpatchify(patches)), patches)
+    assert stem(patches).shape == (2, math.prod(grid), 4)
+    # the last block of the signal is the last patch, channel by channel
+    corner = x[(slice(None), slice(None), *(slice(-b, None) for b in block))]
+    assert torch.equal(patches[:, -1], corner.flatten(1))
+
+
+@torch.no_grad()
+def test_continuous_is_a_strided_convolution():
+    stem = Continuous(shape=(3, 8, 12), block=(2, 4), dim=5)
+    x = torch.randn(2, 3, 8, 12)
+    kernel = stem.project.weight.view(5, 3, 2, 4)
+    convolved = F.conv2d(x, kernel, stem.project.bias, stride=(2, 4)).flatten(2).transpose(1, 2)
+    torch.testing.assert_close(stem(stem.patchify(x)), convolved + stem.pos_embed)
+
+
+def test_stem_errors_name_the_key():
+    with pytest.raises(RequestError, match=r"backbone\.stem\.block=\[4, 5\]"):
+        Continuous(shape=(3, 8, 8), block=(4, 5), dim=4)
+    with pytest.raises(RequestError, match=r"backbone\.stem\.block=\[4\]: the data has 2 axes"):
+        Continuous(shape=(3, 8, 8), block=(4,), dim=4)
+    with pytest.raises(RequestError, match=r"backbone\.stem\.block"):
+        Continuous(shape=(3, 8, 8), block=(0, 4), dim=4)
+    with pytest.raises(RequestError, match=r"built for \(3, 8, 8\), and got samples of \(3, 8, 4\)"):
+        Continuous(shape=(3, 8, 8), block=(4, 4), dim=4).patchify(torch.zeros(1, 3, 8, 4))
+    with pytest.raises(RequestError, match=r"backbone\.stem\.length=3: got a sample of 4 ids"):
+        Discrete(vocab=5, length=3, dim=4)(torch.zeros(1, 4, dtype=torch.int64))
+    with pytest.raises(RequestError, match=r"backbone\.heads=3"):
+        Encoder(stem=Discrete(vocab=5, length=3, dim=4), heads=3)
+    lists = Continuous(shape=[3, 8, 8], block=[4, 2], dim=4)  # type: ignore[arg-type]  # as YAML gives them
+    assert lists.patchify(torch.zeros(1, 3, 8, 8)).shape == (1, 8, 24)
+
+
+# -- encoders --------------------------------------------------------------------------------------------
+
+
+@every_encoder
+@torch.no_grad()
+def test_steps_make_up_the_embedding(kind):
+    backbone = make(kind).eval()
+    x = sample(kind)
+    patches = backbone.patchify(x)
+    assert patches.shape == (3, *TOKENS[kind])
+    tokens = backbone.embed(patches)
+    assert tokens.shape == (3, TOKENS[kind][0], backbone.dim)
+    encoded = backbone.encode(tokens)
+    assert encoded.shape == tokens.shape
+    torch.testing.assert_close(backbone(x), encoded.mean(1))
+    nothing = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    torch.testing.assert_close(backbone(x, pad=nothing), backbone(x))
+    torch.testing.assert_close(
+        backbone.encode(tokens, nothing, causal=True), backbone.encode(tokens, causal=True)
+    )
+
+
+@every_encoder
+@pytest.mark.parametrize("causal", [False, True])
+@torch.no_grad()
+def test_padding_is_not_seen(kind, causal):
+    backbone = make(kind).eval()
+    tokens = backbone.embed(backbone.patchify(sample(kind)))
+    length = tokens.shape[1]
+    held = torch.tensor([length, length - 2, 1])
+    pad = torch.arange(length) >= held[:, None]
+    noise = torch.where(pad[..., None], 10 * torch.randn_like(tokens), tokens)
+    found, expected = backbone.encode(noise, pad, causal), backbone.encode(tokens, pad, causal)
+    torch.testing.assert_close(found[~pad], expected[~pad])
+    for n, count in enumerate(held):  # and it is as if it were not there at all
+        alone = backbone.encode(tokens[n : n + 1, :count], causal=causal)
+        torch.testing.assert_close(found[n, :count], alone[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_more_padding_gives_the_same_embedding():
+    backbone = make("text").eval()
+    ids = sample("text")[:, :5]
+    padded = torch.cat([ids, torch.randint(50, (3, 4))], 1)
+    pad = torch.arange(9).expand(3, 9) >= 5
+    torch.testing.assert_close(backbone(padded, pad=pad), backbone(ids))
+
+
+@torch.no_grad()
+def test_padded_blocks_of_a_series_do_not_matter():
+    backbone = make("series").eval()
+    x = sample("series")
+    pad = torch.arange(8).expand(3, 8) >= 6
+    other = torch.cat([x[..., :18], torch.randn(3, 2, 6)], -1)
+    torch.testing.assert_close(backbone(other, pad=pad), backbone(x, pad=pad))
+    assert not torch.allclose(backbone(other), backbone(x))
+
+
+@every_encoder
+@torch.no_grad()
+def test_causal_tokens_do_not_see_the_future(kind):
+    backbone = make(kind).eval()
+    tokens = backbone.embed(backbone.patchify(sample(kind)))
+    later = tokens.clone()
+    later[:, 4:] += torch.randn_like(later[:, 4:])
+    found, expected = backbone.encode(later, causal=True), backbone.encode(tokens, causal=True)
+    torch.testing.assert_close(found[:, :4], expected[:, :4])
+    assert not torch.allclose(found[:, 4:], expected[:, 4:])
+    assert not torch.allclose(backbone.encode(later)[:, :4], backbone.encode(tokens)[:, :4])
+    # and do see the past
+    earlier = tokens.clone()
+    earlier[:, 0] += torch.randn_like(earlier[:, 0])
+    assert not torch.allclose(backbone.encode(earlier, causal=True)[:, 3], expected[:, 3])
+
+
+@every_encoder
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_sample_of_nothing_but_padding_stays_finite(kind, causal):
+    backbone = make(kind)
+    tokens = backbone.embed(backbone.patchify(sample(kind)))
+    pad = torch.zeros(tokens.shape[:2], dtype=torch.bool)
+    pad[1] = True
+    pad[2, :-1] = True  # padded on the left
+    encoded = backbone.encode(tokens, pad, causal)
+    features = backbone(sample(kind), pad=pad)
+    assert encoded.isfinite().all()
+    assert torch.equal(features[1], torch.zeros(backbone.dim))
+    (features.square().sum() + encoded.square().sum()).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+@torch.no_grad()
+def test_attention_is_the_papers():
+    """One block against torch's own multi-head attention, with the same weights."""
+    backbone = encoder(Discrete(vocab=9, length=6, dim=8), depth=1).eval()
+    block = backbone.blocks[0]
+    theirs = nn.MultiheadAttention(8, 2, batch_first=True)
+    theirs.in_proj_weight.copy_(block.qkv.weight)
+    theirs.in_proj_bias.copy_(block.qkv.bias)
+    theirs.out_proj.load_state_dict(block.out.state_dict())
+    tokens = torch.randn(3, 6, 8)
+    pad = torch.arange(6) >= torch.tensor([6, 4, 2])[:, None]
+    normed = block.norm1(tokens)
+    middle = tokens + theirs(normed, normed, normed, key_padding_mask=pad)[0]
+    expected = backbone.norm(middle + block.down(F.gelu(block.up(block.norm2(middle)))))
+    torch.testing.assert_close(backbone.encode(tokens, pad)[~pad], expected[~pad])
+
+
+def test_dropout_and_drop_path():
+    stem = Continuous(shape=(1, 8), block=(2,), dim=8)
+    x = torch.randn(64, 1, 8)
+    for options in ({"dropout": 0.5}, {"drop_path": 0.5}):
+        backbone = encoder(stem, depth=3, **options)
+        assert not torch.equal(backbone(x), backbone(x))
+        backbone.eval()
+        assert torch.equal(backbone(x), backbone(x))
+    assert [b.drop_path for b in encoder(stem, depth=3, drop_path=0.5).blocks] == [0.0, 0.25, 0.5]
+    # whole samples are dropped, and what stays is scaled up
+    block = encoder(stem, depth=2, drop_path=0.75).blocks[1]
+    ones = block._drop(torch.ones(400, 3, 2))
+    assert set(ones.unique().tolist()) == {0.0, 4.0}
+    assert torch.equal(ones, ones[:, :1, :1].expand_as(ones))
+    assert 0.15 < (ones[:, 0, 0] > 0).float().mean() < 0.35
+
+
+def test_mlp_ratio_and_depth():
+    backbone = encoder(Discrete(vocab=9, length=6, dim=8), depth=5, mlp_ratio=2.5)
+    assert len(backbone.blocks) == 5
+    assert backbone.blocks[0].up.out_features == 20
+
+
+def test_pad_of_the_wrong_length():
+    with pytest.raises(ValueError, match="pad of shape"):
+        make("text")(sample("text"), pad=torch.zeros(3, 5, dtype=torch.bool))

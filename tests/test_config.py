@@ -1,0 +1,220 @@
+"""`check` finds every fault of a composed config at once, in words; and every recipe passes it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_module
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ssl_runner import cli, config
+from ssl_runner.build import fill
+from ssl_runner.compose import overrides, quoted
+from ssl_runner.config import check, plain
+from ssl_runner.errors import RequestError
+
+CONF = Path(__file__).parent.parent / "conf"
+TASKS = sorted(p.stem for p in (CONF / "task").glob("[!_]*.yaml"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _hydra() -> Iterator[None]:
+    with initialize_config_module("ssl_runner.conf", version_base="1.3"):
+        yield
+
+
+def composed(*args: str, verb: str = "pretrain") -> dict:
+    named = [] if any(a.startswith(("name=", "task=")) for a in args) else ["++name=test"]
+    return plain(compose(verb, [*cli._rewritten(verb, args), *named]))
+
+
+def faults(*args: str) -> str:
+    with pytest.raises(RequestError) as error:
+        check(composed(*args))
+    return str(error.value)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_recipe_composes_and_passes(task: str) -> None:
+    found = composed(f"task={task}", *(["data.root=/x"] if "folder" in task else []))
+    check(found)
+    assert found["name"] == task, "a recipe's name is its file's"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_every_recipe_is_short_and_says_what_it_is(task: str) -> None:
+    lines = (CONF / "task" / f"{task}.yaml").read_text().splitlines()
+    assert len(lines) <= 25
+    assert lines[0] == "# @package _global_"
+    assert lines[1].startswith("# ")
+
+
+def every_choice() -> list[tuple[str, str]]:
+    groups = ["data", "views", "backbone", "objective", "optim", "schedule", "precision", "device", "logger"]
+    return [(g, p.stem) for g in groups for p in sorted((CONF / g).glob("[!_]*.yaml"))]
+
+
+@pytest.mark.parametrize(("group", "choice"), every_choice())
+def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
+    args = [f"{group}={choice}"]
+    args += {
+        "folder": ["data.root=/x"],
+        "timm": ["backbone.name=resnet18"],
+        "multi-node": ["device.num_nodes=2"],
+    }.get(choice, [])
+    if group == "objective" and choice == "supervised" or group == "views":
+        args.append("objective=supervised")
+    check(composed(*args))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["sed=1"], ["sed: no such key; did you mean 'seed'?"]),
+        (["epochs=3"], ["epochs: no such key; say duration=60ep"]),
+        (
+            ["objective.temprature=0.2"],
+            ["objective.temprature: SimCLR takes no such argument; did you mean 'temperature'?"],
+        ),
+        (["objective.temperature=warm"], ["objective.temperature: must be a number, got 'warm'"]),
+        (["optim.lr=abc", "optim.lrr=1"], ["optim.lr: must be a number", "optim.lrr: ", "did you mean 'lr'"]),
+        (["seed=1.5"], ["seed: must be a"]),
+        (["batch_size=0"], ["batch_size: must be greater than 0"]),
+        (["batch_size='64'"], ["batch_size: must be a"]),
+        (["duration=soon"], ["duration: 'soon' is no duration; write '60 epochs'"]),
+        (["schedule.warmup=10"], ["schedule.warmup: must be a string"]),
+        (["clip=-1"], ["clip: must be greater than 0"]),
+        (["precision.mode=bf16"], ["precision.mode: must be 'auto', '32'"]),
+        (["device.accelerator=gpuu"], ["device.accelerator: ", "did you mean 'gpu'"]),
+        (["objective.backbone=x"], ["objective.backbone: is handed over by the runner"]),
+        (["data=folder"], ["data.root: must be given"]),
+        (["backbone=timm"], ["backbone.name: must be given"]),
+        (["views.branches.both.copies=3"], ["views: SimCLR needs 2 views, and these are 3"]),
+        (
+            ["views.branches.both.transforms.crop.scale=[0.2,big]"],
+            ["views.branches.both.transforms.crop.scale[1]: must be a number"],
+        ),
+        (["views.fit._target_=ssl_runner.views.Normalize"], ["views.fit: Normalize is no Sizer"]),
+        (["objective._target_=ssl_runner.objectives.simclr.SimCLRR"], ["objective._target_: can't import"]),
+        (["objective._target_=no.such.module.X"], ["objective._target_: can't import 'no.such.module.X'"]),
+        (["batch_size=100", "accumulate=3"], ["batch_size: 100 does not divide"]),
+        (["precision=16-mixed", "device=cpu"], ["precision.mode: 16-mixed needs a GPU"]),
+        (["backbone._target_=torch.nn.Linear"], ["backbone"]),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_fault_is_said_with_its_path_and_the_nearest_name(args: list[str], words: list[str]) -> None:
+    told = faults(*args)
+    for word in words:
+        assert word in told
+
+
+def test_all_faults_are_said_at_once() -> None:
+    told = faults("sed=1", "objective.temprature=2", "optim.lr=abc", "backbone.nam=x", "duration=soon")
+    assert told.startswith("5 faults in the composed config:")
+
+
+def test_a_fact_may_be_left_out_and_is_filled_from_the_data() -> None:
+    node = {"_target_": "ssl_runner.views.Views", "last": [{"n": {"_target_": "ssl_runner.views.Normalize"}}]}
+    node["_target_"] = "ssl_runner.views.base.Views"
+    filled = fill(node, {"mean": (0.5,), "std": (0.2,), "size": 8})
+    assert filled["last"][0]["n"] == {"_target_": "ssl_runner.views.Normalize", "mean": [0.5], "std": [0.2]}
+    stated = fill({"_target_": "ssl_runner.views.Normalize", "mean": [0.1], "std": [1.0]}, {"mean": (0.5,)})
+    assert stated["mean"] == [0.1]
+
+
+def test_check_imports_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from tests.test_config import *\n"
+        "with initialize_config_module('ssl_runner.conf', version_base='1.3'):\n"
+        "    check(composed('task=simclr'))\n"
+        "heavy = {'pytorch_lightning', 'lightning_fabric', 'timm', 'transformers', 'torchvision', 'torchmetrics', 'sklearn', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+    )
+    root = Path(__file__).parent.parent
+    found = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.floats(allow_nan=False) | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.text(min_size=1), x),
+    )
+)
+def test_any_value_anywhere_is_accepted_or_refused_in_words(value: object) -> None:
+    found = dict(BASE)
+    found["objective"] = {**found["objective"], "temperature": value}
+    found["duration"] = value
+    try:
+        check(found)
+    except RequestError as error:
+        assert "objective.temperature" in str(error) or "duration" in str(error)
+
+
+with initialize_config_module("ssl_runner.conf", version_base="1.3"):
+    BASE = composed()
+
+
+@pytest.mark.parametrize(
+    ("typed", "taken"),
+    [
+        ("task=simclr", "+task=simclr"),
+        ("+task=simclr", "+task=simclr"),
+        ("seed=1,2", "++seed=1,2"),
+        ("optim=sgd", "optim=sgd"),
+        ("+optim=sgd", "optim=sgd"),
+        ("optim.lr=0.1", "++optim.lr=0.1"),
+        ("++optim.lr=0.1", "++optim.lr=0.1"),
+        ("hydra.run.dir=x", "hydra.run.dir=x"),
+        ("hydra/launcher=joblib", "hydra/launcher=joblib"),
+        ("finetune.optim=sgd", "++finetune.optim._name_=sgd"),
+        ("finetune.optim.lr=0.1", "++finetune.optim.lr=0.1"),
+        ("~views.branches.both.transforms.blur", "~views.branches.both.transforms.blur"),
+        ("-m", "-m"),
+    ],
+)
+def test_what_a_person_types_becomes_what_hydra_takes(typed: str, taken: str) -> None:
+    assert cli._rewritten("pretrain", [typed]) == [taken]
+    assert cli._rewritten("pretrain", [taken]) == [taken]  # another rank is started with the rewritten words
+
+
+def test_the_finetune_mapping_becomes_overrides() -> None:
+    mapping = {"optim": {"lr": 0.1, "_name_": "sgd"}, "duration": "20 epochs", "clip": None}
+    assert overrides(mapping, "x") == ["optim=sgd", "++optim.lr=0.1", '++duration="20 epochs"', "++clip=null"]
+
+
+@given(
+    st.recursive(
+        st.none()
+        | st.booleans()
+        | st.integers()
+        | st.text(st.characters(codec="ascii", exclude_characters="$\n\t\r"), min_size=1).filter(
+            str.isprintable
+        ),
+        lambda x: st.lists(x, max_size=3),
+    )
+)
+def test_quoted_values_survive_hydras_grammar(value: object) -> None:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(f"++x={quoted(value)}").value()
+    found = [str(v) if hasattr(v, "text") else v for v in parsed] if isinstance(parsed, list) else parsed
+    text = getattr(found, "text", found)
+    assert text == value or isinstance(value, list)
+
+
+def test_the_skeleton_and_the_defaults_name_the_same_keys() -> None:
+    assert set(config.Config.__dataclass_fields__) == set(BASE)
+
+
+def test_task_files_repeat_no_paper_constant(ssl_run: Callable[..., tuple[int, str, str]]) -> None:
+    for path in (CONF / "objective").glob("*.yaml"):
+        assert set(yaml.safe_load(path.read_text())) == {"_target_", "_partial_"}, path
