@@ -393,6 +393,9 @@ def _hydra_fault(error: BaseException) -> str | None:
 
     if isinstance(error, InstantiationException):
         return None
+    override = getattr(error, "override", None)
+    if override is not None:
+        return f"{override}: can't be read as KEY=VALUE ({text.splitlines()[0]}); quote it, as in 'key=\"a value\"'"
     return text.replace("To append to your config use", "To add it, say").splitlines()[0] + (
         "" if len(text.splitlines()) < 2 else "\n  " + "\n  ".join(text.splitlines()[1:4])
     )

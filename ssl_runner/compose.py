@@ -46,7 +46,7 @@ def _flatten(mapping: Mapping[str, Any], prefix: str, origin: str) -> Iterator[s
         if not re.fullmatch(r"\w+", str(key)) or path.split(".")[0] in ("hydra", "trust", "from", "stage"):
             raise RequestError(f"finetune.{path}: can't be set by {origin}")
         if key == CHOICE:
-            if not re.fullmatch(r"[\w./-]+", str(value)):
+            if not re.fullmatch(r"[\w-]+", str(value)):
                 raise RequestError(f"finetune.{prefix}={value!r}: no name of a config")
             yield f"{prefix}={value}"
         elif isinstance(value, Mapping) and value:

@@ -15,7 +15,6 @@ TINY = [
     "data=fake",
     "data.samples=96",
     "data.shape=[1,8,8]",
-    "data.size=8",
     "views=grey",
     "backbone=encoder",
     "backbone.depth=1",
@@ -45,18 +44,18 @@ def _one_thread() -> Iterator[None]:
 
 @pytest.fixture
 def ssl_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple]:
     """ssl_run("pretrain", ...) in this process and in a folder of its own -> (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
     def call(*args: str) -> tuple[int, str, str]:
-        capsys.readouterr()
+        capfd.readouterr()
         try:
             code = cli.answer(["ssl-run", *args])
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
-        out, err = capsys.readouterr()
+        out, err = capfd.readouterr()
         return code, out, err
 
     return call

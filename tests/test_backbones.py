@@ -7,12 +7,16 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from ssl_runner.backbones.encoder import Encoder
@@ -21,6 +25,7 @@ from ssl_runner.backbones.timm import Timm
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import Backbone, View
 
+CONF = Path(__file__).parents[1] / "conf" / "backbone"
 TINY = {"stem_width": 16, "channels": [16, 32, 64, 128]}  # conf/backbone/resnet_tiny.yaml
 
 
@@ -118,6 +123,20 @@ def test_channels_last_changes_nothing(kind):
     backbone.to(memory_format=torch.channels_last)
     found = backbone(x.contiguous(memory_format=torch.channels_last))
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
+@torch.no_grad()
+def test_configs_build_a_backbone(path):
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    node.setdefault("stem", node)["shape"] = [1, 16, 16]  # what the runner fills in from the data
+    if node["stem"] is node:
+        del node["stem"]
+    if path.stem == "timm":
+        assert node["name"] == "???"  # for a person to give
+        node["name"] = "test_vit"
+    backbone = instantiate(node, _convert_="all").eval()
+    assert backbone(torch.randn(2, 1, 16, 16)).shape == (2, backbone.dim)
 
 
 # -- timm ------------------------------------------------------------------------------------------------
@@ -390,6 +409,7 @@ def test_a_sample_of_nothing_but_padding_stays_finite(kind, causal):
     encoded = backbone.encode(tokens, pad, causal)
     features = backbone(sample(kind), pad=pad)
     assert encoded.isfinite().all()
+    torch.testing.assert_close(encoded[1, :1], backbone.encode(tokens[1:2, :1])[0])  # sees itself alone
     assert torch.equal(features[1], torch.zeros(backbone.dim))
     (features.square().sum() + encoded.square().sum()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())

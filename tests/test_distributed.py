@@ -1,4 +1,4 @@
-"""Two real processes against one on the joined batch. One spawn runs everything; the tests read its results."""
+"""Two real processes against one on the joined batch. One spawn runs all; the tests read what it wrote."""
 
 from __future__ import annotations
 

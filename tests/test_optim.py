@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import get_type_hints
 
 import pytest
 import timm
 import torch
+from hydra.utils import instantiate
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
@@ -18,6 +21,8 @@ from ssl_runner.errors import RequestError
 from ssl_runner.optim import lars
 from ssl_runner.optim.recipe import LARS, SGD, AdamW, Optim
 from ssl_runner.optim.schedules import Constant, Cosine, Schedule, Step
+
+CONF = Path(__file__).parents[1] / "conf"
 
 
 def names(module: nn.Module, params: list[Tensor]) -> set[str]:
@@ -117,6 +122,10 @@ def test_lars_takes_zeros_and_a_learning_rate_of_zero(clip):
     optimizer.step()
     assert weight.isfinite().all()
     assert (weight < 0).all()  # the momentum of the gradient, taken as it was since the weight's norm was 0
+    still = nn.Parameter(torch.ones(3, 2))
+    still.grad = torch.zeros(3, 2)
+    lars.LARS([still], 0.5, clip=clip).step()
+    assert torch.equal(still, torch.ones(3, 2))
 
 
 def test_lars_clip_never_exceeds_the_global_rate():
@@ -238,7 +247,8 @@ class Everything(nn.Module):
         super().__init__()
         self.inner = nn.Sequential(Listing())
         self.table = nn.Parameter(torch.ones(2, 2))  # the same last name, but not in a module that lists it
-        self.mask_token = nn.Parameter(torch.ones(1, 1, 4))
+        self.tokens = nn.Module()
+        self.tokens.mask_token = nn.Parameter(torch.ones(1, 1, 4))
         self.scale = nn.Parameter(torch.ones(()))
         self.norm = nn.LayerNorm(3)
         self.linear = nn.Linear(2, 2)
@@ -249,7 +259,7 @@ def test_each_exclusion():
     assert found["decayed"] == {"inner.0.weight", "table", "linear.weight"}
     assert found["excluded"] == {
         "inner.0.table",
-        "mask_token",
+        "tokens.mask_token",
         "scale",
         "norm.weight",
         "norm.bias",
@@ -303,6 +313,18 @@ def test_annotations_refuse_what_makes_no_sense(optim, key, value):
     hint = get_type_hints(optim.__init__, include_extras=True)[key]
     with pytest.raises(ValidationError):
         TypeAdapter(hint).validate_python(value)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "optim").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_build_an_optimiser(path):
+    optim = instantiate(OmegaConf.load(path), _convert_="all")
+    train(net(), optim(net(), 256), 1)
+
+
+@pytest.mark.parametrize("path", sorted((CONF / "schedule").glob("*.yaml")), ids=lambda path: path.stem)
+def test_configs_build_a_schedule(path):
+    schedule = instantiate(OmegaConf.load(path), _convert_="all")
+    assert schedule(0.5, 0.5) == pytest.approx(1.0)
 
 
 # -- schedules -------------------------------------------------------------------------------------------

@@ -1,0 +1,308 @@
+"""What a person types and what they get: verbs, folders, figures, messages and exit codes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from ssl_runner import cli, runs
+from tests.conftest import TINY, TINY_FINETUNE, environment, process
+
+Call = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished tiny pretraining, shared by the tests that go on from one."""
+    folder = tmp_path_factory.mktemp("shared") / "run"
+    assert cli.answer(["ssl-run", "pretrain", "task=simclr", *TINY, f"hydra.run.dir={folder}", "evaluators=knn"]) == 0
+    return folder
+
+
+def test_a_pretraining_writes_its_folder(pretrained: Path) -> None:
+    assert {p.name for p in pretrained.iterdir()} == {
+        "config.yaml",
+        "metrics.csv",
+        "metrics.json",
+        "environment.json",
+        "checkpoints",
+        "backbone.safetensors",
+    }
+    assert {p.name for p in (pretrained / "checkpoints").iterdir()} == {"last.ckpt", "best.ckpt"}
+    config = yaml.safe_load((pretrained / "config.yaml").read_text())
+    assert config["backbone"]["stem"]["shape"] == [1, 8, 8], "facts of the data are in the config"
+    assert "${" not in (pretrained / "config.yaml").read_text()
+    metrics = json.loads((pretrained / "metrics.json").read_text())
+    assert {"train/loss", "val/loss", "speed/samples_per_s", "time/seconds"} <= set(metrics)
+    assert {"knn/accuracy", "knn/accuracy/raw", "knn/accuracy/untrained"} <= set(metrics)
+    assert all(isinstance(v, float) for v in metrics.values())
+    with open(pretrained / "metrics.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert [int(r["step"]) for r in rows if r.get("train/loss")] == [1, 2, 3, 4, 5, 6]
+    assert [int(r["step"]) for r in rows if r.get("val/loss")] == [3, 6]
+
+
+def test_the_summary_names_the_folder_and_the_next_command(ssl_run: Call, tmp_path: Path) -> None:
+    code, out, _ = ssl_run("pretrain", "task=simclr", *TINY, "evaluators=none")
+    assert code == 0
+    (folder,) = (tmp_path / "outputs" / "pretrain" / "simclr").iterdir()
+    assert str(folder) in out.replace("\n", "")
+    assert f"next: ssl-run finetune from={folder}" in out.replace("\n", " ").replace("  ", " ")
+
+
+@pytest.mark.parametrize("what", ["folder", "safetensors", "last.ckpt", "best.ckpt"])
+def test_finetuning_goes_on_from_a_run_without_restating_it(
+    what: str, pretrained: Path, ssl_run: Call, tmp_path: Path
+) -> None:
+    source = {"folder": pretrained, "safetensors": pretrained / runs.BACKBONE}.get(what, pretrained / "checkpoints" / what)
+    code, out, err = ssl_run("finetune", f"from={source}", *TINY_FINETUNE, "hydra.run.dir=ft")
+    assert code == 0, err
+    assert "100.0% of the backbone's parameters" in out
+    metrics = json.loads((tmp_path / "ft" / "metrics.json").read_text())
+    assert {"finetune/accuracy", "val/accuracy", "train/loss"} <= set(metrics)
+    config = yaml.safe_load((tmp_path / "ft" / "config.yaml").read_text())
+    before = yaml.safe_load((pretrained / "config.yaml").read_text())
+    assert config["backbone"] == before["backbone"]
+    assert config["data"] == before["data"]
+    assert config["name"] == "simclr"
+
+
+def test_finetuning_starts_from_the_pretrained_weights(pretrained: Path, ssl_run: Call, tmp_path: Path) -> None:
+    frozen = [*TINY_FINETUNE, "objective.freeze=true"]
+    ssl_run("finetune", f"from={pretrained}", *frozen, "hydra.run.dir=ft")
+    from safetensors.torch import load_file
+
+    a, b = load_file(str(pretrained / runs.BACKBONE)), load_file(str(tmp_path / "ft" / runs.BACKBONE))
+    assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_finetuning_from_nothing_and_on_few_labels(ssl_run: Call, tmp_path: Path) -> None:
+    scratch = [a for a in TINY if a.startswith(("data", "views", "backbone"))]
+    code, _, err = ssl_run(
+        "finetune", "from=null", *scratch, *TINY_FINETUNE, "labels=3 per class", "name=scratch", "hydra.run.dir=ft"
+    )
+    assert code == 0, err
+    config = yaml.safe_load((tmp_path / "ft" / "config.yaml").read_text())
+    assert config["from"] is None
+
+
+def test_overrides_work_on_what_is_inherited(pretrained: Path, ssl_run: Call) -> None:
+    code, out, _ = ssl_run("finetune", f"from={pretrained}", "data.samples=64", "--cfg", "job")
+    assert code == 0
+    config = yaml.safe_load(out)
+    assert config["data"]["samples"] == 64
+    assert config["data"]["_target_"].endswith("Fake")
+    code, out, _ = ssl_run("finetune", f"from={pretrained}", "data=digits", "--cfg", "job")
+    assert yaml.safe_load(out)["data"] == {"_target_": "ssl_runner.datasets.digits.Digits"}
+
+
+def test_evaluate_repeats_the_figures_of_the_run(pretrained: Path, ssl_run: Call, tmp_path: Path) -> None:
+    code, _, err = ssl_run("evaluate", f"from={pretrained}", "hydra.run.dir=ev")
+    assert code == 0, err
+    again = json.loads((tmp_path / "ev" / "metrics.json").read_text())
+    before = json.loads((pretrained / "metrics.json").read_text())
+    assert {k: v for k, v in again.items() if k.startswith("knn")} == {k: v for k, v in before.items() if k.startswith("knn")}
+
+
+def test_run_hands_the_checkpoint_on_and_sums_up(ssl_run: Call, tmp_path: Path) -> None:
+    args = [*TINY, "evaluators=[knn]", *(f"finetune.{a}" for a in TINY_FINETUNE if "precision" not in a)]
+    code, out, err = ssl_run("run", "task=simclr", *args, "finetune.optim=sgd", "finetune.optim.lr=0.02", "hydra.run.dir=r")
+    assert code == 0, err
+    folder = tmp_path / "r"
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert {"finetune/accuracy", "knn/accuracy", "knn/accuracy/raw", "train/loss", "speed/samples_per_s"} <= set(metrics)
+    config = yaml.safe_load((folder / "finetune" / "config.yaml").read_text())
+    assert config["from"] == str(folder / "pretrain")
+    assert config["optim"]["_target_"].endswith("SGD")
+    assert config["optim"]["lr"] == 0.02
+    assert json.loads((folder / "pretrain" / "metrics.json").read_text()).keys().isdisjoint({"knn/accuracy"})
+    code, out, _ = ssl_run("resume", "r")
+    assert (code, "finished already" in out) == (0, True)
+
+
+def test_a_wrong_finetune_key_is_found_before_pretraining(ssl_run: Call, tmp_path: Path) -> None:
+    for verb in ("run", "pretrain"):
+        code, _, err = ssl_run(verb, "task=simclr", *TINY, "finetune.optim.lrr=1")
+        assert code == 2
+        assert "finetune.optim.lrr: AdamW takes no such argument; did you mean 'lr'?" in err
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+def test_a_sweep_makes_a_run_per_combination(ssl_run: Call, tmp_path: Path) -> None:
+    code, _, err = ssl_run(
+        "pretrain", "-m", "+task=simclr", *TINY, "duration=2 steps", "evaluators=none", "seed=1,2", "optim.lr=0.1,0.3"
+    )
+    assert code == 0, err
+    configs = [yaml.safe_load(p.read_text()) for p in (tmp_path / "outputs").rglob("config.yaml")]
+    assert sorted((c["seed"], c["optim"]["lr"]) for c in configs) == [(1, 0.1), (1, 0.3), (2, 0.1), (2, 0.3)]
+
+
+def test_a_failed_run_of_a_sweep_does_not_stop_the_others(ssl_run: Call, tmp_path: Path) -> None:
+    code, _, err = ssl_run("pretrain", "-m", "task=simclr", *TINY, "evaluators=none", "batch_size=999,16")
+    assert code == 2
+    assert "batch_size=999: there are only" in err
+    assert len(list((tmp_path / "outputs").rglob("metrics.json"))) == 1
+
+
+def test_plan_trains_nothing_and_shows_the_views(ssl_run: Call, tmp_path: Path) -> None:
+    code, out, err = ssl_run("plan", "task=simclr", *TINY, "batch_size=32", "hydra.run.dir=p")
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "p").iterdir()} == {"config.yaml", "views.png"}
+    image = Image.open(tmp_path / "p" / "views.png")
+    assert image.size[0] == 3 * 68, "as it is, and two views"
+    for words in ("global batch", "0.001 -> 0.000125", "memory", "parameters", "checkpoints/{last,best}.ckpt"):
+        assert words in out
+
+
+def test_an_explicit_folder_is_never_shared(pretrained: Path, ssl_run: Call) -> None:
+    before = (pretrained / "config.yaml").read_bytes()
+    code, _, err = ssl_run("pretrain", "task=simclr", *TINY, f"hydra.run.dir={pretrained}")
+    assert code == 2
+    assert "holds a run already" in err
+    assert (pretrained / "config.yaml").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["pretain"], "pretain: no such verb; did you mean 'pretrain'?"),
+        (["pretrain", "task=simclrr"], "task=simclrr: no such choice; did you mean 'simclr'?"),
+        (["pretrain", "data=cifar11"], "data=cifar11: no such choice; did you mean 'cifar10"),
+        (["pretrain", "objektive=simclr"], "objektive: no such key; did you mean 'objective'?"),
+        (["pretrain", "optim.lr="], "optim.lr: must be a number"),
+        (["pretrain", "seed=[1"], "seed"),
+        (["pretrain", "data=cifar10", "data.root=nowhere"], "data.download=true"),
+        (["pretrain", "data=folder", "data.root=nowhere"], "nowhere"),
+        (["finetune"], "finetune needs from=RUN"),
+        (["finetune", "from=nowhere"], "from=nowhere: no such run folder"),
+        (["finetune", "from=latest"], "no finished pretraining"),
+        (["evaluate", "from=null"], "nothing to evaluate"),
+        (["finetune", "from=a,b", "-m"], "one run at a time"),
+        (["list", "objectives"], "did you mean 'objective'"),
+        (["resume"], "resume takes one run folder"),
+        (["resume", "nowhere"], "nowhere: no such run folder"),
+        (["pretrain", "backbone=timm", "backbone.name=resnet81"], "resnet81"),
+        (["pretrain", "--config-dir", "nowhere"], "nowhere"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_a_wrong_request_gets_words_and_exit_code_2(args: list[str], words: str, ssl_run: Call, tmp_path: Path) -> None:
+    code, _, err = ssl_run(*args)
+    assert code == 2, err
+    assert words in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("checkpoints"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for one is right")
+def test_a_gpu_that_is_not_there_is_said_with_what_is(ssl_run: Call) -> None:
+    code, _, err = ssl_run("pretrain", "task=simclr", *TINY, "device=gpu")
+    assert code == 2
+    assert "device.accelerator=gpu: torch sees no CUDA GPU; there is: cpu (" in err
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(ssl_run: Call, tmp_path: Path) -> None:
+    code, _, err = ssl_run(
+        "pretrain", "task=simclr", *TINY, "optim=sgd", "optim.lr=1e30", "checkpoint_every=1 steps", "hydra.run.dir=r"
+    )
+    assert code == 1
+    assert "non-finite loss in batch" in err
+    assert "samples [" in err
+    state = torch.load(tmp_path / "r" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    assert all(v.isfinite().all() for v in state.values())
+
+
+def test_other_data_of_another_shape_is_refused(pretrained: Path, ssl_run: Call) -> None:
+    code, _, err = ssl_run("finetune", f"from={pretrained}", "data=fake", *TINY_FINETUNE)
+    assert code == 2
+    assert "gives samples of shape (3, 32, 32), and the backbone is for (1, 8, 8)" in err
+
+
+def test_list_tells_every_choice_in_a_line(ssl_run: Call) -> None:
+    code, out, _ = ssl_run("list")
+    assert code == 0
+    for group in cli.GROUPS:
+        for path in (Path(cli.__file__).parent.parent / "conf" / group).glob("[!_]*.yaml"):
+            (line,) = [x for x in out.split(f"{group}:\n")[1].splitlines() if x.split()[:1] == [path.stem]][:1]
+            assert len(line.split()) > 2, f"{path} has no description"
+
+
+def test_a_persons_own_groups_are_found(ssl_run: Call, tmp_path: Path) -> None:
+    (tmp_path / "own" / "task").mkdir(parents=True)
+    (tmp_path / "own" / "task" / "mine.yaml").write_text(
+        "# @package _global_\n# my recipe\ndefaults:\n  - simclr\n  - _self_\n\nname: mine\nseed: 7\n"
+    )
+    _, out, _ = ssl_run("list", "task", "--config-dir", "own")
+    assert "my recipe" in out
+    code, out, err = ssl_run("pretrain", "--config-dir", "own", "task=mine", "--cfg", "job")
+    assert code == 0, err
+    assert yaml.safe_load(out)["seed"] == 7
+
+
+def test_a_user_folder_of_images_pretrains_and_evaluates(ssl_run: Call, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for name in ("schön", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for n in range(12):
+            size = (20 + n, 31 - n)
+            pixels = torch.randint(0, 256, (size[0] * size[1] * 3,), generator=generator).tolist()
+            Image.frombytes("RGB", size, bytes(pixels)).save(tmp_path / "photos" / name / f"{n}.png")
+    (tmp_path / "photos" / "dog" / "broken.png").write_bytes(b"\x89PNG")
+    args = [a for a in TINY if not a.startswith(("data", "views", "batch_size"))]
+    code, _, err = ssl_run(
+        "pretrain", "task=simclr", *args, "data=folder", "data.root=photos", "data.size=16", "views=simclr",
+        "batch_size=8", "evaluators=[knn]", "workers=1", "hydra.run.dir=r",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "broken.png" in err
+    assert "knn/accuracy" in json.loads((tmp_path / "r" / "metrics.json").read_text())
+
+
+def test_completion_offers_verbs_groups_and_choices() -> None:
+    def complete(line: str) -> list[str]:
+        env = environment(COMP_LINE=line, COMP_POINT=str(len(line)))
+        command = [sys.executable, "-m", "ssl_runner.cli", "-sc", "query=bash"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, check=True).stdout.split()
+
+    assert complete("ssl-run pre") == ["pretrain"]
+    assert "objective=simclr" in complete("ssl-run pretrain objective=s")
+    assert any(c.startswith("optim.") for c in complete("ssl-run pretrain optim."))
+
+
+def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
+    code = "import sys; from ssl_runner import cli; cli.answer(['ssl-run', *sys.argv[1:]]); print(*sys.modules)"
+    for args in (["--help"], ["list"], ["pretrain", "--help"]):
+        command = [sys.executable, "-c", code, *args]
+        out = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
+        assert not {"torch", "hydra", "omegaconf", "pydantic", "yaml", "rich"} & set(out.splitlines()[-1].split())
+
+
+def test_a_config_error_imports_neither_lightning_nor_timm(tmp_path: Path) -> None:
+    code = "import sys; from ssl_runner import cli; c = cli.answer(sys.argv); print(c, *sys.modules)"
+    command = [sys.executable, "-c", code, "pretrain", "task=simclr", "objective.temprature=1"]
+    found = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path, check=True)
+    code_and_modules = found.stdout.split()
+    assert code_and_modules[0] == "2"
+    heavy = {"pytorch_lightning", "lightning_fabric", "timm", "transformers", "torchvision", "torchmetrics", "sklearn"}
+    assert not heavy & set(code_and_modules)
+    assert "Error executing" not in found.stderr
+
+
+def test_two_ranks_train_validate_and_evaluate(tmp_path: Path) -> None:
+    found = process(
+        "run", "task=simclr", *TINY, "device=ddp", "device.accelerator=cpu", "device.devices=2",
+        "finetune.duration=2 steps", "finetune.batch_size=16", "evaluators=[knn]", "hydra.run.dir=r", cwd=tmp_path,
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr[-3000:]
+    metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
+    assert {"finetune/accuracy", "knn/accuracy"} <= set(metrics)
+    assert "on 2 x cpu" in found.stdout
