@@ -14,7 +14,7 @@ from hydra.utils import get_object, instantiate
 from ssl_runner.datasets.base import Source
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.seeds import derive
-from ssl_runner.types import Backbone, Objective
+from ssl_runner.types import Backbone, Evaluator, Objective
 from ssl_runner.views.base import Views
 
 
@@ -69,6 +69,15 @@ def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     groups = ("views", "backbone", "objective", "evaluators")
     filled = {group: fill(config[group], opened.facts) for group in groups if group in config}
     return opened, {**config, **filled}
+
+
+def evaluators(config: Mapping[str, Any], opened: Source) -> dict[str, Evaluator]:
+    """Built before training, so that what is wrong with them, or with the data for them, is said before it."""
+    built = {name: make(node) for name, node in config["evaluators"].items()}
+    unlabelled = [name for name, evaluator in built.items() if evaluator.labelled and not opened.classes]
+    if unlabelled:
+        raise RequestError(f"evaluators.{unlabelled[0]}: needs labels, and this data has none; use evaluators=none")
+    return built
 
 
 def assemble(opened: Source, filled: dict[str, Any], built: Backbone | None = None) -> Parts:

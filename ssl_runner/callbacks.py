@@ -26,14 +26,10 @@ from ssl_runner.loggers import Table
 class AtomicIO(CheckpointIO):
     """Lightning's checkpoints through ssl_runner.checkpoint: atomic, and never unpickled as code."""
 
-    def save_checkpoint(
-        self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None
-    ) -> None:
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         save_checkpoint(checkpoint, Path(path))
 
-    def load_checkpoint(
-        self, path: Any, map_location: Any | None = None, weights_only: bool | None = None
-    ) -> Any:
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         return load_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
@@ -60,14 +56,10 @@ class Checkpoints(pl.Callback):
 
     def _remember(self, signum: int, frame: Any) -> None:
         if self._signal is None and sys.stderr.isatty():
-            print(
-                f"\n{signal.Signals(signum).name}: saving a checkpoint after this batch ...", file=sys.stderr
-            )
+            print(f"\n{signal.Signals(signum).name}: saving a checkpoint after this batch ...", file=sys.stderr)
         self._signal = signum
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients of a part of a step are in no checkpoint
         stop = self._signal is not None
@@ -125,7 +117,7 @@ class TableLogger(Logger):
     def version(self) -> str:
         return ""
 
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:  # type: ignore[override]
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if runs.is_main():
             self.table.add(metrics, step or 0)
 
@@ -141,7 +133,6 @@ class Display(pl.Callback):
         self._bar: Progress | None = None
         self._task: Any = None
         self._last = 0.0
-        self._shown: dict[str, float] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._last = time.monotonic()
@@ -153,22 +144,14 @@ class Display(pl.Callback):
             TextColumn("{task.fields[text]}"),
             TimeRemainingColumn(),
         )
-        self._task = self._bar.add_task(
-            self.title, total=pl_module.clock.total, completed=trainer.global_step, text=""
-        )
+        self._task = self._bar.add_task(self.title, total=pl_module.clock.total, completed=trainer.global_step, text="")
         self._bar.start()
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         last = batch_idx + 1 == trainer.num_training_batches
         if self._bar is not None:
             self._bar.update(self._task, completed=trainer.global_step, text=self._text(pl_module))
-        elif (
-            runs.is_main()
-            and (time.monotonic() - self._last > self.seconds or last)
-            and pl_module.train_metrics
-        ):
+        elif runs.is_main() and (time.monotonic() - self._last > self.seconds or last) and pl_module.train_metrics:
             self._last = time.monotonic()
             done, total = trainer.global_step, pl_module.clock.total
             print(f"{self.title} step {done}/{total} {self._text(pl_module)}", flush=True)

@@ -37,9 +37,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise RequestError(f"{path}: no such checkpoint") from None
     except pickle.UnpicklingError as error:
-        reason = next(
-            (line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), ""
-        )
+        reason = next((line for line in str(error).splitlines() if "Unsupported" in line or "GLOBAL" in line), "")
         raise RequestError(
             f"{path}: is corrupt, or holds more than tensors and plain values; nothing of it was run. {reason}".strip()
         ) from None
@@ -57,9 +55,7 @@ def save_backbone(backbone: nn.Module, path: Path, config: Mapping[str, Any]) ->
 
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    tensors = {
-        name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()
-    }
+    tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
     try:
         save_file(tensors, str(temporary), metadata={"config": json.dumps(config), "format": "pt"})
         os.replace(temporary, path)
@@ -102,9 +98,7 @@ class Receipt:
             ("of another shape", self.misshapen),
         ):
             if names:
-                lines.append(
-                    f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}"
-                )
+                lines.append(f"{len(names)} {kind}: {', '.join(names[:4])}{', ...' if len(names) > 4 else ''}")
         return "; ".join(lines)
 
 

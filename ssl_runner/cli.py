@@ -41,9 +41,19 @@ exit codes: 0 done, 2 the request was wrong, 1 it failed, 130 and 143 stopped by
 """
 
 VERBS = ("pretrain", "finetune", "evaluate", "run", "plan")
-GROUPS = (
-    "task data views backbone objective optim schedule evaluators precision device logger".split()
-)  # in the order in which a person chooses
+GROUPS = [
+    "task",
+    "data",
+    "views",
+    "backbone",
+    "objective",
+    "optim",
+    "schedule",
+    "evaluators",
+    "precision",
+    "device",
+    "logger",
+]  # in the order in which a person chooses
 
 
 def main() -> None:
@@ -52,7 +62,7 @@ def main() -> None:
 
 
 def answer(argv: list[str]) -> int:
-    """Does what argv asks for and returns the exit code. Changes argv in place: Lightning starts other ranks with it."""
+    """Does what argv asks for, returns the exit code. Changes argv in place: Lightning starts other ranks with it."""
     signal.signal(signal.SIGTERM, _terminate)
     try:
         return _dispatch(argv)
@@ -114,9 +124,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _hydra(argv: list[str]) -> int:
-    os.environ["HYDRA_FULL_ERROR"] = (
-        "1"  # errors come to `answer`, instead of being printed and lost in exit code 1
-    )
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `answer`, instead of being printed and lost in exit code 1
     import hydra
 
     codes: list[int] = []
@@ -162,9 +170,18 @@ def _job(cfg: Any) -> dict[str, float]:
         if config["stage"] == "run":
             for name, stage_config in later.items():
                 runs.claim(folder / name, stage_config)
+    return _stage(config["stage"])(config, folder)
+
+
+def _stage(name: str) -> Any:
+    """A stage, and with it Lightning. A torchvision built for another torch would break that import, so it is
+    looked at first and named."""
+    from ssl_runner.datasets.reading import torchvision_datasets
+
+    torchvision_datasets()
     from ssl_runner.stages import STAGES
 
-    return STAGES[config["stage"]](config, folder)
+    return STAGES[name]
 
 
 def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
@@ -198,21 +215,15 @@ def _resume(args: Sequence[str]) -> int:
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such run folder")
     config = runs.read_config(folder)
-    parts = (
-        [folder / name for name in ("pretrain", "finetune", "evaluate")] if config["stage"] == "run" else []
-    )
+    parts = [folder / name for name in ("pretrain", "finetune", "evaluate")] if config["stage"] == "run" else []
     for path, stored in ((folder, config), *((part, runs.read_config(part)) for part in parts)):
-        check_trust(
-            {k: v for k, v in stored.items() if k != "trust"}, str(path / runs.CONFIG), _trusted(args)
-        )
+        check_trust({k: v for k, v in stored.items() if k != "trust"}, str(path / runs.CONFIG), _trusted(args))
         check(stored)
     done = runs.read_metrics(folder)
     if done is not None:
         print(f"{folder}: finished already; its figures are in {folder / runs.METRICS}")
         return 0
-    from ssl_runner.stages import STAGES
-
-    STAGES[config["stage"]](config, folder)
+    _stage(config["stage"])(config, folder)
     return 0
 
 
@@ -261,9 +272,7 @@ def _override(arg: str, groups: set[str]) -> str:
     if key == "task":
         return f"+task={rest}"
     if key in groups:
-        return f"{key}=" + re.sub(
-            r"(?<![\w\"'.-])(\d+)(?![\w\"'.-])", r'"\1"', rest
-        )  # precision=32 is a name
+        return f"{key}=" + re.sub(r"(?<![\w\"'.-])(\d+)(?![\w\"'.-])", r'"\1"', rest)  # precision=32 is a name
     if match[1]:
         return arg
     head, _, tail = key.partition(".")
@@ -293,9 +302,7 @@ def _inherit(verb: str, args: list[str]) -> list[str]:
     check_trust({key: origin.config.get(key) for key in compose.INHERITED}, name, _trusted(args))
     compose.offer(origin.config)
     path = origin.weights if origin.weights.name != runs.BACKBONE else origin.weights.parent
-    inherited = [
-        f"++{key}={compose.quoted(origin.config[key])}" for key in ("name", "seed") if key in origin.config
-    ]
+    inherited = [f"++{key}={compose.quoted(origin.config[key])}" for key in ("name", "seed") if key in origin.config]
     if verb == "finetune":
         inherited += compose.overrides(origin.config.get("finetune") or {}, name)
     return [f"++from={compose.quoted(str(path.absolute()))}", *compose.not_restated(inherited, rest), *rest]
@@ -336,9 +343,7 @@ def _own_groups(args: Sequence[str]) -> set[str]:
 
 def _list(args: Sequence[str]) -> int:
     wanted = [
-        a
-        for n, a in enumerate(args)
-        if not a.startswith("-") and args[n - 1 : n] not in (["--config-dir"], ["-cd"])
+        a for n, a in enumerate(args) if not a.startswith("-") and args[n - 1 : n] not in (["--config-dir"], ["-cd"])
     ]
     unknown = [w for w in wanted if w not in GROUPS]
     if unknown:
@@ -354,9 +359,7 @@ def _choices(group: str, args: Sequence[str]) -> Iterator[tuple[str, str]]:
     for root in (_conf(), *_config_dirs(args)):
         for path in (root / group).glob("[!_]*.yaml"):
             lines = path.read_text(encoding="utf-8").splitlines()
-            first = next(
-                (line for line in lines if not line.startswith("# @")), ""
-            )  # Hydra wants its header on top
+            first = next((line for line in lines if not line.startswith("# @")), "")  # Hydra wants its header on top
             yield path.stem, first.removeprefix("#").strip() if first.startswith("#") else ""
 
 

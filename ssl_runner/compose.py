@@ -6,13 +6,13 @@ The run's own nodes are offered to Hydra under the choice `from_run`, so that ev
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.types import Quote, QuotedString
 
 from ssl_runner.config import plain
 from ssl_runner.errors import RequestError
@@ -58,7 +58,7 @@ def _flatten(mapping: Mapping[str, Any], prefix: str, origin: str) -> Iterator[s
 def quoted(value: Any) -> str:
     """A plain value in Hydra's override grammar."""
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("\\\\", "\\")
+        return QuotedString(text=value, quote=Quote.double).with_quotes()
     if isinstance(value, list):
         return "[" + ",".join(quoted(v) for v in value) + "]"
     if isinstance(value, Mapping):

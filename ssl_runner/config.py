@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import TypeAdapter, ValidationError
 
+from ssl_runner.datasets.splits import Amount
 from ssl_runner.durations import Duration
 from ssl_runner.errors import RequestError, nearest
 
@@ -74,7 +75,7 @@ class Config:
     log_every: Positive  # optimiser steps
     validate_every: Duration
     checkpoint_every: Duration
-    labels: str | None = None  # finetuning on few labels: "10%", "10 per class"
+    labels: Amount | None = None  # finetuning on few labels: "10%", "10 per class"
     trust: list[str] = field(default_factory=list)  # packages whose classes a stored config may name
     finetune: dict[str, Any] = field(default_factory=dict)  # overrides for the finetuning that follows
 
@@ -106,9 +107,7 @@ def plain(cfg: DictConfig) -> dict[str, Any]:
     assert isinstance(found, dict)
     config = {str(key): value for key, value in found.items()}
     if isinstance(config.get("device"), dict):  # what a device leaves out has its default
-        config["device"] = {f.name: f.default for f in fields(Device) if f.default is not MISSING} | config[
-            "device"
-        ]
+        config["device"] = {f.name: f.default for f in fields(Device) if f.default is not MISSING} | config["device"]
     return config
 
 
@@ -140,11 +139,7 @@ def _top_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield key, "no such key" + (f"; say {HINTS[key]}" if key in HINTS else nearest(key, hints))
         elif value == "???":
             yield key, f"must be given, e.g. {key}=..."
-        elif (
-            inspect.isclass(hints[key])
-            and hasattr(hints[key], "__dataclass_fields__")
-            and isinstance(value, dict)
-        ):
+        elif inspect.isclass(hints[key]) and hasattr(hints[key], "__dataclass_fields__") and isinstance(value, dict):
             yield from _bind(hints[key], value, key, set())
         else:
             yield from _value_faults(hints[key], value, key)
@@ -162,26 +157,17 @@ def _node_faults(node: Any, path: str, provided: set[str]) -> Iterator[Fault]:
         if isinstance(target, str):
             yield f"{path}._target_", target
         else:
-            given = {
-                k: v
-                for k, v in node.items()
-                if k not in ("_target_", "_partial_", "_convert_", "_recursive_")
-            }
+            given = {k: v for k, v in node.items() if k not in ("_target_", "_partial_", "_convert_", "_recursive_")}
             yield from _bind(target, given, path, provided)
         provided = set()
     children = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in children:
-        yield from _node_faults(
-            value, f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}", provided
-        )
+        yield from _node_faults(value, f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}", provided)
 
 
 def _bind(target: Any, given: Mapping[str, Any], path: str, provided: set[str]) -> Iterator[Fault]:
     parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        open_ended = True
-    else:
-        open_ended = False
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     name = getattr(target, "__name__", str(target))
     hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target, include_extras=True)
     for key, value in given.items():
@@ -214,12 +200,7 @@ def _value_faults(annotation: Any, value: Any, path: str) -> Iterator[Fault]:
     if isinstance(value, dict) and "_target_" in value:
         wanted = [c for c in _alternatives(base) if inspect.isclass(c) and c is not Any]
         found = _locate(value["_target_"])
-        if (
-            wanted
-            and inspect.isclass(found)
-            and not value.get("_partial_")
-            and not issubclass(found, tuple(wanted))
-        ):
+        if wanted and inspect.isclass(found) and not value.get("_partial_") and not issubclass(found, tuple(wanted)):
             yield path, f"{found.__name__} is no {' or '.join(c.__name__ for c in wanted)}"
     elif _holds_target(value):
         inner = typing.get_args(next((a for a in _alternatives(base) if typing.get_args(a)), base))
@@ -276,9 +257,7 @@ def _locate(target: Any) -> Any:
         return f"must be a dotted path, got {target!r}"
     try:
         found = get_object(target)
-    except (
-        Exception
-    ) as error:  # importing a person's own module may fail in any way; that is the fault to report
+    except Exception as error:  # importing a person's own module may fail in any way; that is the fault to report
         reason = str(error).splitlines()[-1] if str(error) else type(error).__name__
         return f"can't import {target!r}: {reason}"
     return found if callable(found) else f"{target!r} can't be called"
@@ -290,10 +269,8 @@ def _locate(target: Any) -> Any:
 def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
     """What no part can see alone. Called once every node is right in itself."""
     if "_target_" in config["objective"]:
-        objective, backbone = (
-            get_class(config["objective"]["_target_"]),
-            get_class(config["backbone"]["_target_"]),
-        )
+        objective: Any = get_class(config["objective"]["_target_"])
+        backbone = get_class(config["backbone"]["_target_"])
         wanted = typing.get_type_hints(objective.__init__).get("backbone")
         if inspect.isclass(wanted) and not issubclass(backbone, wanted):
             yield (

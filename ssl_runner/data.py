@@ -14,7 +14,7 @@ from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.errors import RequestError
 from ssl_runner.seeds import derive
-from ssl_runner.types import Embed, Samples
+from ssl_runner.types import Embed
 from ssl_runner.views.base import Views
 
 
@@ -26,9 +26,7 @@ class TrainBatches(Sampler):
     batch by setting `start`.
     """
 
-    def __init__(
-        self, samples: int, per_rank: int, *, batches: int, rank: int = 0, ranks: int = 1, seed: int = 0
-    ):
+    def __init__(self, samples: int, per_rank: int, *, batches: int, rank: int = 0, ranks: int = 1, seed: int = 0):
         self.samples, self.per_rank, self.batches = samples, per_rank, batches
         self.rank, self.ranks, self.seed = rank, ranks, seed
         self.start = 0
@@ -126,9 +124,8 @@ class DataModule(pl.LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands. Called at the end of a batch, when it counts as done."""
-        trainer = self.trainer
-        assert trainer is not None
-        return {"batches": trainer.fit_loop.epoch_loop.batch_progress.total.processed}
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.total  # type: ignore[union-attr]
+        return {"batches": progress.processed}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.start = state_dict["batches"]
@@ -139,17 +136,16 @@ class DataModule(pl.LightningDataModule):
         key = (id(embed), split)
         if key not in self._features:
             self._embeds.append(embed)
-            xs, ys = [], []
+            xs: list[Tensor] = []
+            ys: list[Tensor] = []
             for samples in self.plain_dataloader(split):
                 if "label" not in samples:
-                    raise RequestError(
-                        f"the {split} part has no labels, which this evaluator needs; evaluators=none"
-                    )
-                samples["inputs"] = [
-                    {k: v.to(self.device) for k, v in view.items()} for view in samples["inputs"]
-                ]
+                    raise RequestError(f"the {split} part has no labels, which this evaluator needs; evaluators=none")
+                samples["inputs"] = [{k: v.to(self.device) for k, v in view.items()} for view in samples["inputs"]]
                 xs.append(embed(self.views.plain(samples)).float())
                 ys.append(samples["label"].to(self.device))
+            if not xs:
+                raise RequestError(f"the {split} part is empty: give the data one, e.g. data.{split}=0.1")
             self._features[key] = torch.cat(xs), torch.cat(ys)
         return self._features[key]
 
@@ -164,11 +160,10 @@ class DataModule(pl.LightningDataModule):
         crops: Callable[[Tensor], list[Tensor]],
         replace: bool = False,
     ) -> DataLoader:
-        ragged = isinstance(dataset, Ragged)
-        reading: Dataset = Reading(dataset, crops, self.source.on_broken, replace) if ragged else dataset
-        workers = (
-            self.workers if ragged else 0
-        )  # arrays in memory are fetched a batch at a time: no worker is faster
+        workers = 0  # arrays in memory are fetched a batch at a time: no worker is faster
+        reading: Dataset = dataset
+        if isinstance(dataset, Ragged):
+            reading, workers = Reading(dataset, crops, self.source.on_broken, replace), self.workers
         return DataLoader(
             reading,
             batch_sampler=sampler,
@@ -179,7 +174,7 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-def _as_fetched(samples: Samples) -> Samples:
+def _as_fetched(samples: Any) -> Any:
     """Datasets here give whole batches."""
     return samples
 

@@ -20,9 +20,7 @@ def accelerator(wanted: str) -> str:
     here = [name for name, there in (("gpu", gpu), ("tpu", tpu)) if there] + [f"cpu ({_cores()} cores)"]
     if (wanted == "gpu" and not gpu) or (wanted == "tpu" and not tpu):
         why = "torch sees no CUDA GPU" if wanted == "gpu" else "torch_xla is not installed or sees no TPU"
-        raise RequestError(
-            f"device.accelerator={wanted}: {why}; there is: {', '.join(here)}. Use device=auto"
-        )
+        raise RequestError(f"device.accelerator={wanted}: {why}; there is: {', '.join(here)}. Use device=auto")
     return wanted
 
 
@@ -39,9 +37,7 @@ def precision(mode: str, device: str) -> tuple[str, str]:
     if device == "gpu":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
         name = torch.cuda.get_device_name()
-        return (
-            ("bf16-mixed", f"{name} computes bf16") if native else ("32-true", f"{name} has no native bf16")
-        )
+        return ("bf16-mixed", f"{name} computes bf16") if native else ("32-true", f"{name} has no native bf16")
     flags = _cpu_flags()
     found = [flag for flag in ("amx_bf16", "avx512_bf16", "bf16") if flag in flags]
     if found:

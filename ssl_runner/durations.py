@@ -29,9 +29,7 @@ def parse(text: str) -> tuple[float, str]:
     """
     match = _PATTERN.fullmatch(text)
     if match is None or match[2].lower() not in _UNITS:
-        raise ValueError(
-            f"{text!r} is no duration; write '60 epochs', '60ep', '500 steps', '5%' or '1e6 samples'"
-        )
+        raise ValueError(f"{text!r} is no duration; write '60 epochs', '60ep', '500 steps', '5%' or '1e6 samples'")
     return float(match[1]), _UNITS[match[2].lower()]
 
 
@@ -85,7 +83,5 @@ class Clock:
         return min(1.0, self.steps(duration) / self.total)
 
     def _steps(self, number: float, unit: str) -> int:
-        per_unit = {"epochs": float(self.steps_per_epoch), "steps": 1.0, "samples": 1 / self.global_batch}[
-            unit
-        ]
+        per_unit = {"epochs": float(self.steps_per_epoch), "steps": 1.0, "samples": 1 / self.global_batch}[unit]
         return round(number * per_unit)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pytorch_lightning as pl
@@ -16,7 +16,7 @@ from ssl_runner.errors import RunError
 from ssl_runner.optim.recipe import Optim
 from ssl_runner.optim.schedules import Schedule
 from ssl_runner.seeds import derive
-from ssl_runner.types import Batch, Loss, Objective, Samples, View
+from ssl_runner.types import Batch, Loss, Objective, Samples, View, as_batch
 from ssl_runner.views.base import Views
 
 
@@ -50,16 +50,14 @@ class Learner(pl.LightningModule):
         self._first_bad: Tensor | None = None
         self._clock_started = 0.0
         if has_convolution(objective):
-            objective.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            objective.to(memory_format=torch.channels_last)
 
     # -- training ---------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optim(self.objective, self.clock.global_batch)
         # The hook runs only when the optimiser really stepped: not on micro-batches, not on a skipped overflow.
-        optimizer.register_step_post_hook(
-            lambda *_: self.objective.after_step(self.progress(self.global_step + 1))
-        )
+        optimizer.register_step_post_hook(lambda *_: self.objective.after_step(self.progress(self.global_step + 1)))
         return optimizer
 
     def progress(self, steps: int) -> float:
@@ -81,16 +79,11 @@ class Learner(pl.LightningModule):
         return loss.value
 
     def batch(self, samples: Samples, views: list[View]) -> Batch:
-        batch: Batch = {"views": [_channels_last(view) for view in views], "index": samples["index"]}
-        if "label" in samples:
-            batch["label"] = samples["label"]
-        return batch
+        return as_batch(samples, [_channels_last(view) for view in views])
 
     def on_train_batch_end(self, outputs: Any, batch: Samples, batch_idx: int) -> None:
         accumulate = self.trainer.accumulate_grad_batches
-        if (batch_idx + 1) % (
-            self.log_every * accumulate
-        ) == 0 or batch_idx + 1 == self.trainer.num_training_batches:
+        if (batch_idx + 1) % (self.log_every * accumulate) == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self.check_finite()
             now = time.perf_counter()
             micro_batches = self._train_mean.count
@@ -125,9 +118,7 @@ class Learner(pl.LightningModule):
         """Remembers the first batch with a non-finite term, without making the device wait."""
         terms = torch.stack([loss.value.detach().float(), *(v.detach().float() for v in loss.log.values())])
         bad = torch.where(terms.isfinite().all(), -1, batch_idx)
-        self._first_bad = (
-            bad if self._first_bad is None else torch.where(self._first_bad >= 0, self._first_bad, bad)
-        )
+        self._first_bad = bad if self._first_bad is None else torch.where(self._first_bad >= 0, self._first_bad, bad)
         if bad.device.type == "cpu":
             self.check_finite({"loss": loss.value, **loss.log}, samples)
 
@@ -161,9 +152,7 @@ class Means:
         if not self.sums:
             return {}
         names = list(self.sums)
-        total = torch.stack(
-            [self.sums[n] for n in names] + [torch.tensor(float(self.count)).to(self.sums[names[0]])]
-        )
+        total = torch.stack([self.sums[n] for n in names] + [torch.tensor(float(self.count)).to(self.sums[names[0]])])
         if over_ranks and dist.is_available() and dist.is_initialized():
             dist.all_reduce(total)
         self.sums, self.count = {}, 0

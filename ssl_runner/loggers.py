@@ -71,9 +71,7 @@ class TensorBoard:
 class Wandb:
     """Weights & Biases; offline when there is no key, never a prompt. A resumed run goes on under its id."""
 
-    def __init__(
-        self, *, project: str = "ssl-runner", entity: str | None = None, tags: list[str] | None = None
-    ):
+    def __init__(self, *, project: str = "ssl-runner", entity: str | None = None, tags: list[str] | None = None):
         self.project, self.entity, self.tags = project, entity, tags
 
     def make(self, folder: Path, name: str, config: Mapping[str, Any]) -> Logger:
@@ -101,6 +99,4 @@ def _has_key() -> bool:
     if os.environ.get("WANDB_MODE") == "offline":
         return False
     netrc = Path.home() / ".netrc"
-    return bool(os.environ.get("WANDB_API_KEY")) or (
-        netrc.is_file() and "wandb" in netrc.read_text(errors="ignore")
-    )
+    return bool(os.environ.get("WANDB_API_KEY")) or (netrc.is_file() and "wandb" in netrc.read_text(errors="ignore"))

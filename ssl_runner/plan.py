@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from ssl_runner.datasets.base import Ragged
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.durations import Clock
 from ssl_runner.seeds import derive
-from ssl_runner.types import Batch, Objective, Samples, View
+from ssl_runner.types import Batch, Objective, Samples, View, as_batch
 
 PICTURE = "views.png"
 SHOWN = 8  # samples in the picture
@@ -38,9 +37,7 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
 
     keys = [(n, derive(config["seed"], "draw", 0, n)) for n in range(min(SHOWN, len(dataset)))]
     reading: Any = (
-        Reading(dataset, parts.views.crops, source.on_broken, True)
-        if isinstance(dataset, Ragged)
-        else dataset
+        Reading(dataset, parts.views.crops, source.on_broken, True) if isinstance(dataset, Ragged) else dataset
     )
     samples = reading.__getitems__(keys)
     torch.manual_seed(derive(config["seed"], "step", 0, 0))
@@ -51,7 +48,7 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     memory = estimate_memory(
         objective,
         optimizer,
-        _batch(samples, views),
+        as_batch(samples, views),
         clock.global_batch,
         mixed="bf16" in precision or "16-mixed" in precision,
     )
@@ -60,7 +57,8 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     rows = [
         (
             "data",
-            f"{type(source).__name__}: {len(dataset)} {split} samples of {source.facts['shape']}, {source.facts['num_classes']} classes",
+            f"{type(source).__name__}: {len(dataset)} {split} samples of {source.facts['shape']}, "
+            f"{source.facts['num_classes']} classes",
         ),
         ("views", ", ".join(str(tuple(v["x"].shape[1:])) for v in views)),
         (
@@ -149,13 +147,6 @@ def denormalised(x: Tensor, last: nn.ModuleDict) -> Tensor:
         if isinstance(mean, Tensor) and isinstance(std, Tensor):
             x = x * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
     return x
-
-
-def _batch(samples: Mapping[str, Any], views: list[View]) -> Batch:
-    batch: Batch = {"views": views, "index": samples["index"]}
-    if "label" in samples:
-        batch["label"] = samples["label"]
-    return batch
 
 
 def _count(module: nn.Module) -> int:

@@ -11,9 +11,7 @@ from rich.table import Table
 
 def rows(metrics: Mapping[str, float]) -> list[tuple[str, float, float | None, float | None]]:
     """(metric, value, untrained, raw) for every score that is no timing."""
-    scores = [
-        k for k in metrics if not k.endswith(("/untrained", "/raw")) and not k.startswith(("time/", "speed/"))
-    ]
+    scores = [k for k in metrics if not k.endswith(("/untrained", "/raw")) and not k.startswith(("time/", "speed/"))]
     return [(k, metrics[k], metrics.get(f"{k}/untrained"), metrics.get(f"{k}/raw")) for k in scores]
 
 

@@ -24,9 +24,7 @@ BACKBONE, CHECKPOINTS, LAST, BEST = "backbone.safetensors", "checkpoints", "last
 
 def is_main() -> bool:
     """Whether this process is the one of its run that writes: rank 0, by whatever launched it."""
-    return all(
-        int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK")
-    )
+    return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
 def write(path: Path, content: str) -> None:
@@ -47,13 +45,10 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
         handle = os.open(folder / CONFIG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
     except FileExistsError:
         raise RequestError(
-            f"{folder}: holds a run already; go on with it by `ssl-run resume {folder}`, or name another "
-            "hydra.run.dir"
+            f"{folder}: holds a run already; go on with it by `ssl-run resume {folder}`, or name another hydra.run.dir"
         ) from None
     except OSError as error:
-        raise RequestError(
-            f"{folder}: can't be written to ({error.strerror}); name another hydra.run.dir"
-        ) from None
+        raise RequestError(f"{folder}: can't be written to ({error.strerror}); name another hydra.run.dir") from None
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         file.write(dump(config))
 
@@ -66,9 +61,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run folder's config.yaml as plain data. Raises RequestError naming the file if it is none."""
     path = folder / CONFIG
     try:
-        config = yaml.load(
-            path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        )
+        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except FileNotFoundError:
         raise RequestError(f"{folder}: no run folder, for it holds no {CONFIG}") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -117,9 +110,7 @@ def find(name: str) -> Origin:
 
 def latest(root: Path = Path("outputs")) -> Path:
     """The newest finished pretraining below outputs/."""
-    found = [
-        p for p in root.rglob(BACKBONE) if p.parent.name != "finetune" and "finetune" not in p.parts[1:2]
-    ]
+    found = [p for p in root.rglob(BACKBONE) if p.parent.name != "finetune" and "finetune" not in p.parts[1:2]]
     if not found:
         raise RequestError(f"from=latest: there is no finished pretraining below {root}/")
     return max(found, key=lambda p: p.stat().st_mtime).parent

@@ -27,7 +27,7 @@ from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
 from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
-from ssl_runner.types import Backbone, Embed
+from ssl_runner.types import Backbone, Embed, Evaluator
 
 Metrics = dict[str, float]
 Stage = Callable[[dict[str, Any], Path], Metrics]
@@ -37,10 +37,11 @@ def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
     """Trains a backbone by its objective, saves it, and evaluates it with the configured evaluators."""
     started = time.monotonic()
     source, config = build.source(config)
+    evaluators = build.evaluators(config, source)
     parts = build.assemble(source, config)
-    learner, data, metrics = fit(parts, folder, monitor="-val/loss")
+    _, data, metrics = fit(parts, folder, monitor="-val/loss")
     if runs.is_main():
-        metrics |= evaluations(config, parts.objective.backbone, data)
+        metrics |= evaluations(config, evaluators, parts.objective.backbone, data)
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
 
@@ -65,6 +66,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> Metrics:
     """Runs the evaluators on a run's frozen features."""
     started = time.monotonic()
     source, config = build.source(config)
+    evaluators = build.evaluators(config, source)
     encoder = build.backbone(config)
     say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
     data = DataModule(
@@ -79,7 +81,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> Metrics:
     )
     if devices.accelerator(config["device"]["accelerator"]) == "gpu":
         data.device = torch.device("cuda")
-    metrics = evaluations(config, encoder, data) if runs.is_main() else {}
+    metrics = evaluations(config, evaluators, encoder, data) if runs.is_main() else {}
     return finish(config, folder, metrics, started, None)
 
 
@@ -94,9 +96,7 @@ def run(config: dict[str, Any], folder: Path) -> Metrics:
             done = stage(runs.read_config(inner), inner)
         # the pretraining's loss and speed are the run's
         metrics |= {
-            k: v
-            for k, v in done.items()
-            if name == "pretrain" or not k.startswith(("train/", "val/", "speed/"))
+            k: v for k, v in done.items() if name == "pretrain" or not k.startswith(("train/", "val/", "speed/"))
         }
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
@@ -140,11 +140,7 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
         validate_every=max(1, min(clock.total, clock.steps(config["validate_every"]))) * config["accumulate"],
         loggers=[
             TableLogger(table),
-            *(
-                [build.make(config["logger"]).make(folder, config["name"], config)]
-                if config["logger"]
-                else []
-            ),
+            *([build.make(config["logger"]).make(folder, config["name"], config)] if config["logger"] else []),
         ],
         callbacks=[
             Display(config["stage"]),
@@ -159,7 +155,8 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
     shares = trainer.world_size * config["accumulate"]
     if batch_size % shares:
         raise RequestError(
-            f"batch_size={batch_size} does not divide over {trainer.world_size} ranks x accumulate={config['accumulate']}"
+            f"batch_size={batch_size} does not divide over {trainer.world_size} ranks "
+            f"x accumulate={config['accumulate']}"
         )
     if trainer.world_size > 1 and config["device"]["sync_batchnorm"]:
         synchronise(objective)
@@ -241,9 +238,11 @@ def trainer_for(
     )
 
 
-def evaluations(config: Mapping[str, Any], trained: Backbone, data: DataModule) -> Metrics:
+def evaluations(
+    config: Mapping[str, Any], evaluators: Mapping[str, Evaluator], trained: Backbone, data: DataModule
+) -> Metrics:
     """Every evaluator on the backbone, on the same backbone untrained, and on the raw input."""
-    if not config["evaluators"]:
+    if not evaluators:
         return {}
     untrained = build.backbone(config)
     embeds: dict[str, Embed] = {
@@ -252,9 +251,8 @@ def evaluations(config: Mapping[str, Any], trained: Backbone, data: DataModule) 
         "/raw": data.source.raw,
     }
     metrics: Metrics = {}
-    for name, node in config["evaluators"].items():
+    for name, evaluator in evaluators.items():
         say(f"evaluating {name} ...")
-        evaluator = build.make(node)
         for suffix, embed in embeds.items():
             metrics |= {f"{name}/{k}{suffix}": v for k, v in evaluator(embed, data).items()}
     return metrics
@@ -269,9 +267,7 @@ def test_scores(objective: Any, data: DataModule) -> Metrics:
     return classification(logits, labels, data.num_classes)
 
 
-def finish(
-    config: Mapping[str, Any], folder: Path, metrics: Metrics, started: float, then: str | None
-) -> Metrics:
+def finish(config: Mapping[str, Any], folder: Path, metrics: Metrics, started: float, then: str | None) -> Metrics:
     """Writes metrics.json, whose presence says that the stage is done, and prints the summary."""
     metrics["time/seconds"] = time.monotonic() - started
     if runs.is_main():

@@ -123,6 +123,14 @@ class Evaluator:
         raise NotImplementedError
 
 
+def as_batch(samples: Samples, views: list[View]) -> Batch:
+    """The views, with what else an objective may read of their samples."""
+    batch: Batch = {"views": views, "index": samples["index"]}
+    if "label" in samples:
+        batch["label"] = samples["label"]
+    return batch
+
+
 def as_float(x: Tensor) -> Tensor:
     """uint8 intensities to float32 in [0, 1]; anything else unchanged."""
     return x.to(torch.float32).mul_(1 / 255) if x.dtype == torch.uint8 else x

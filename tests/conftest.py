@@ -43,9 +43,7 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
-def ssl_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> Callable[..., tuple]:
+def ssl_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Callable[..., tuple]:
     """ssl_run("pretrain", ...) in this process and in a folder of its own -> (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
 
@@ -63,9 +61,7 @@ def ssl_run(
 
 def process(*args: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """ssl-run as a real process."""
-    return subprocess.run(
-        command(*args), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300
-    )
+    return subprocess.run(command(*args), cwd=cwd, env=environment(**env), capture_output=True, text=True, timeout=300)
 
 
 def command(*args: str) -> list[str]:

@@ -232,9 +232,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch, tmp_path):
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(_builder, "load_pretrained", unreachable)
-    with pytest.raises(
-        RunError, match=r"backbone\.pretrained: the weights of test_vit .*cannot reach the hub"
-    ):
+    with pytest.raises(RunError, match=r"backbone\.pretrained: the weights of test_vit .*cannot reach the hub"):
         Timm(name="test_vit", shape=(3, 32, 32), pretrained=True)
 
 
@@ -340,9 +338,7 @@ def test_steps_make_up_the_embedding(kind):
     torch.testing.assert_close(backbone(x), encoded.mean(1))
     nothing = torch.zeros(tokens.shape[:2], dtype=torch.bool)
     torch.testing.assert_close(backbone(x, pad=nothing), backbone(x))
-    torch.testing.assert_close(
-        backbone.encode(tokens, nothing, causal=True), backbone.encode(tokens, causal=True)
-    )
+    torch.testing.assert_close(backbone.encode(tokens, nothing, causal=True), backbone.encode(tokens, causal=True))
 
 
 @every_encoder

@@ -63,7 +63,9 @@ def test_the_summary_names_the_folder_and_the_next_command(ssl_run: Call, tmp_pa
 def test_finetuning_goes_on_from_a_run_without_restating_it(
     what: str, pretrained: Path, ssl_run: Call, tmp_path: Path
 ) -> None:
-    source = {"folder": pretrained, "safetensors": pretrained / runs.BACKBONE}.get(what, pretrained / "checkpoints" / what)
+    source = {"folder": pretrained, "safetensors": pretrained / runs.BACKBONE}.get(
+        what, pretrained / "checkpoints" / what
+    )
     code, out, err = ssl_run("finetune", f"from={source}", *TINY_FINETUNE, "hydra.run.dir=ft")
     assert code == 0, err
     assert "100.0% of the backbone's parameters" in out
@@ -88,7 +90,13 @@ def test_finetuning_starts_from_the_pretrained_weights(pretrained: Path, ssl_run
 def test_finetuning_from_nothing_and_on_few_labels(ssl_run: Call, tmp_path: Path) -> None:
     scratch = [a for a in TINY if a.startswith(("data", "views", "backbone"))]
     code, _, err = ssl_run(
-        "finetune", "from=null", *scratch, *TINY_FINETUNE, "labels=3 per class", "name=scratch", "hydra.run.dir=ft"
+        "finetune",
+        "from=null",
+        *scratch,
+        *TINY_FINETUNE,
+        "labels=3 per class",
+        "name=scratch",
+        "hydra.run.dir=ft",
     )
     assert code == 0, err
     config = yaml.safe_load((tmp_path / "ft" / "config.yaml").read_text())
@@ -110,16 +118,26 @@ def test_evaluate_repeats_the_figures_of_the_run(pretrained: Path, ssl_run: Call
     assert code == 0, err
     again = json.loads((tmp_path / "ev" / "metrics.json").read_text())
     before = json.loads((pretrained / "metrics.json").read_text())
-    assert {k: v for k, v in again.items() if k.startswith("knn")} == {k: v for k, v in before.items() if k.startswith("knn")}
+    assert {k: v for k, v in again.items() if k.startswith("knn")} == {
+        k: v for k, v in before.items() if k.startswith("knn")
+    }
 
 
 def test_run_hands_the_checkpoint_on_and_sums_up(ssl_run: Call, tmp_path: Path) -> None:
     args = [*TINY, "evaluators=[knn]", *(f"finetune.{a}" for a in TINY_FINETUNE if "precision" not in a)]
-    code, out, err = ssl_run("run", "task=simclr", *args, "finetune.optim=sgd", "finetune.optim.lr=0.02", "hydra.run.dir=r")
+    code, out, err = ssl_run(
+        "run", "task=simclr", *args, "finetune.optim=sgd", "finetune.optim.lr=0.02", "hydra.run.dir=r"
+    )
     assert code == 0, err
     folder = tmp_path / "r"
     metrics = json.loads((folder / "metrics.json").read_text())
-    assert {"finetune/accuracy", "knn/accuracy", "knn/accuracy/raw", "train/loss", "speed/samples_per_s"} <= set(metrics)
+    assert {
+        "finetune/accuracy",
+        "knn/accuracy",
+        "knn/accuracy/raw",
+        "train/loss",
+        "speed/samples_per_s",
+    } <= set(metrics)
     config = yaml.safe_load((folder / "finetune" / "config.yaml").read_text())
     assert config["from"] == str(folder / "pretrain")
     assert config["optim"]["_target_"].endswith("SGD")
@@ -139,7 +157,14 @@ def test_a_wrong_finetune_key_is_found_before_pretraining(ssl_run: Call, tmp_pat
 
 def test_a_sweep_makes_a_run_per_combination(ssl_run: Call, tmp_path: Path) -> None:
     code, _, err = ssl_run(
-        "pretrain", "-m", "+task=simclr", *TINY, "duration=2 steps", "evaluators=none", "seed=1,2", "optim.lr=0.1,0.3"
+        "pretrain",
+        "-m",
+        "+task=simclr",
+        *TINY,
+        "duration=2 steps",
+        "evaluators=none",
+        "seed=1,2",
+        "optim.lr=0.1,0.3",
     )
     assert code == 0, err
     configs = [yaml.safe_load(p.read_text()) for p in (tmp_path / "outputs").rglob("config.yaml")]
@@ -159,7 +184,13 @@ def test_plan_trains_nothing_and_shows_the_views(ssl_run: Call, tmp_path: Path) 
     assert {p.name for p in (tmp_path / "p").iterdir()} == {"config.yaml", "views.png"}
     image = Image.open(tmp_path / "p" / "views.png")
     assert image.size[0] == 3 * 68, "as it is, and two views"
-    for words in ("global batch", "0.001 -> 0.000125", "memory", "parameters", "checkpoints/{last,best}.ckpt"):
+    for words in (
+        "global batch",
+        "0.001 -> 0.000125",
+        "memory",
+        "parameters",
+        "checkpoints/{last,best}.ckpt",
+    ):
         assert words in out
 
 
@@ -212,7 +243,13 @@ def test_a_gpu_that_is_not_there_is_said_with_what_is(ssl_run: Call) -> None:
 
 def test_a_run_that_diverges_stops_and_keeps_its_last_good_checkpoint(ssl_run: Call, tmp_path: Path) -> None:
     code, _, err = ssl_run(
-        "pretrain", "task=simclr", *TINY, "optim=sgd", "optim.lr=1e30", "checkpoint_every=1 steps", "hydra.run.dir=r"
+        "pretrain",
+        "task=simclr",
+        *TINY,
+        "optim=sgd",
+        "optim.lr=1e30",
+        "checkpoint_every=1 steps",
+        "hydra.run.dir=r",
     )
     assert code == 1
     assert "non-finite loss in batch" in err
@@ -292,7 +329,15 @@ def test_a_config_error_imports_neither_lightning_nor_timm(tmp_path: Path) -> No
     found = subprocess.run(command, env=environment(), capture_output=True, text=True, cwd=tmp_path, check=True)
     code_and_modules = found.stdout.split()
     assert code_and_modules[0] == "2"
-    heavy = {"pytorch_lightning", "lightning_fabric", "timm", "transformers", "torchvision", "torchmetrics", "sklearn"}
+    heavy = {
+        "pytorch_lightning",
+        "lightning_fabric",
+        "timm",
+        "transformers",
+        "torchvision",
+        "torchmetrics",
+        "sklearn",
+    }
     assert not heavy & set(code_and_modules)
     assert "Error executing" not in found.stderr
 

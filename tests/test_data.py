@@ -27,22 +27,17 @@ def ids(batches: object) -> list[list[int]]:
 
 
 @given(sizes, st.integers(1, 12), st.integers(0, 5))
-def test_ranks_share_the_global_batches_of_one_process(
-    size: tuple[int, int, int], batches: int, seed: int
-) -> None:
+def test_ranks_share_the_global_batches_of_one_process(size: tuple[int, int, int], batches: int, seed: int) -> None:
     per_rank, ranks, samples = size
     alone = ids(TrainBatches(samples, per_rank * ranks, batches=batches, seed=seed))
     shared = [
-        ids(TrainBatches(samples, per_rank, batches=batches, rank=r, ranks=ranks, seed=seed))
-        for r in range(ranks)
+        ids(TrainBatches(samples, per_rank, batches=batches, rank=r, ranks=ranks, seed=seed)) for r in range(ranks)
     ]
     assert alone == [sum(parts, []) for parts in zip(*shared, strict=True)]
 
 
 @given(sizes, st.integers(0, 5))
-def test_an_epoch_has_no_sample_twice_and_each_epoch_its_own_order(
-    size: tuple[int, int, int], seed: int
-) -> None:
+def test_an_epoch_has_no_sample_twice_and_each_epoch_its_own_order(size: tuple[int, int, int], seed: int) -> None:
     per_batch, _, samples = size
     per_epoch = samples // per_batch
     found = ids(TrainBatches(samples, per_batch, batches=2 * per_epoch, seed=seed))

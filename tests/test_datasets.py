@@ -174,11 +174,7 @@ def test_fashion_mnist_corrupt_file_is_named(tmp_path, name, values, said):
 
 
 def idx_file(values: np.ndarray) -> bytes:
-    return (
-        bytes((0, 0, 8, values.ndim))
-        + b"".join(n.to_bytes(4, "big") for n in values.shape)
-        + values.tobytes()
-    )
+    return bytes((0, 0, 8, values.ndim)) + b"".join(n.to_bytes(4, "big") for n in values.shape) + values.tobytes()
 
 
 GOOD = gzip.compress(idx_file(images(3, 4, 5)), mtime=0)
@@ -580,9 +576,7 @@ def test_folder_splits_never_change(tmp_path):
         for n in range(20):
             (tmp_path / c / f"{n:02d}.jpg").write_bytes(b"")
     source = Folder(root=str(tmp_path), cache="no")
-    listed = [
-        [os.path.relpath(f, tmp_path) for f in names(source.split(s))] for s in ("train", "val", "test")
-    ]
+    listed = [[os.path.relpath(f, tmp_path) for f in names(source.split(s))] for s in ("train", "val", "test")]
     assert [len(part) for part in listed] == [48, 6, 6]
     digest = hashlib.sha256("|".join(",".join(part) for part in listed).encode()).hexdigest()
     assert digest == "d19dc42d57b411b5e2cffaf23ae7e0195863c4546029cf07cb4f61845961efa5"
@@ -787,9 +781,7 @@ def test_palettes(tmp_path):
     assert np.array_equal(read(image, tmp_path / "p.gif"), colours[indices])
     colours[1] = 255  # see-through: white
     assert np.array_equal(read(image, tmp_path / "t.png", transparency=1), colours[indices])
-    assert np.array_equal(
-        read(image, tmp_path / "t.png", transparency=bytes([255, 0, 255])), colours[indices]
-    )
+    assert np.array_equal(read(image, tmp_path / "t.png", transparency=bytes([255, 0, 255])), colours[indices])
 
 
 @pytest.mark.parametrize("suffix", ["png", "tif"])
@@ -797,9 +789,7 @@ def test_sixteen_bits_are_scaled(tmp_path, suffix):
     deep = np.array([[0, 128, 129, 256, 257], [32768, 65279, 65406, 65407, 65535]], np.uint16)
     expected = np.array([[0, 0, 1, 1, 1], [128, 254, 254, 255, 255]], np.uint8)  # rounded v / 257
     assert np.array_equal(read(Image.fromarray(deep), tmp_path / f"a.{suffix}", 1)[..., 0], expected)
-    assert np.array_equal(
-        read(Image.fromarray(deep), tmp_path / f"a.{suffix}"), expected[..., None].repeat(3, 2)
-    )
+    assert np.array_equal(read(Image.fromarray(deep), tmp_path / f"a.{suffix}"), expected[..., None].repeat(3, 2))
 
 
 def test_black_and_white(tmp_path):

@@ -144,6 +144,11 @@ def worker(me: int, folder: str) -> None:
     weight = torch.arange(12.0).view(4, 3) * (me + 1)
     (rows * weight).sum().backward()
     found["gather"] = (rows.detach(), x.grad)
+    two = [torch.ones(1, requires_grad=True) for _ in range(2)]
+    (
+        (gather(two[0]) + gather(two[1])) * torch.ones(2)
+    ).sum().backward()  # autograd hands one and the same gradient to both
+    found["shared gradient"] = [t.grad for t in two]
     y = torch.tensor([1.0, 2.0]).mul(me + 1).requires_grad_()
     total = all_reduce(y)
     (total.square() * (me + 1)).sum().backward()
@@ -209,9 +214,12 @@ def test_gather(ranks):
     for n, each in enumerate(ranks):
         rows, grad = each["gather"]
         assert torch.equal(rows, torch.cat([a, a + 10]))
-        assert torch.equal(
-            grad, 3 * weight.chunk(2)[n]
-        )  # 1 x from the first rank's loss, 2 x from the second's
+        assert torch.equal(grad, 3 * weight.chunk(2)[n])  # 1 x from the first rank's loss, 2 x from the second's
+
+
+def test_gather_leaves_a_shared_gradient_alone(ranks):
+    for each in ranks:
+        assert [g.item() for g in each["shared gradient"]] == [2.0, 2.0]
 
 
 def test_all_reduce(ranks):
@@ -236,9 +244,7 @@ def test_norm_over_uneven_ranks_is_the_norm_of_the_joined_batch(ranks, name):
     for key in ("y", "x.grad"):
         torch.testing.assert_close(torch.cat([f[key] for f in found]), single[key], rtol=1e-4, atol=1e-5)
     if name != "without tracking":  # there evaluation sees a rank's own samples, and no more, as in torch
-        torch.testing.assert_close(
-            torch.cat([f["eval"] for f in found]), single["eval"], rtol=1e-4, atol=1e-5
-        )
+        torch.testing.assert_close(torch.cat([f["eval"] for f in found]), single["eval"], rtol=1e-4, atol=1e-5)
     for n, grad in single["grads"].items():
         torch.testing.assert_close(sum(f["grads"][n] for f in found), grad, rtol=1e-4, atol=1e-4)
     for each in found:

@@ -73,13 +73,9 @@ def test_supervised_is_cross_entropy_of_the_head() -> None:
     x, label = torch.randn(5, 12), torch.tensor([0, 2, 1, 1, 0])
     loss, log = objective({"views": [{"x": x}], "label": label})
     scores = objective.predict({"x": x}).double().tolist()
-    wanted = [
-        math.log(sum(map(math.exp, row))) - row[y] for row, y in zip(scores, label.tolist(), strict=True)
-    ]
+    wanted = [math.log(sum(map(math.exp, row))) - row[y] for row, y in zip(scores, label.tolist(), strict=True)]
     assert loss.item() == pytest.approx(sum(wanted) / 5, abs=1e-5)
-    right = sum(
-        max(range(3), key=row.__getitem__) == y for row, y in zip(scores, label.tolist(), strict=True)
-    )
+    right = sum(max(range(3), key=row.__getitem__) == y for row, y in zip(scores, label.tolist(), strict=True))
     assert log["accuracy"].item() == pytest.approx(right / 5)
 
 
@@ -87,12 +83,8 @@ def test_a_frozen_backbone_keeps_its_weights_and_statistics() -> None:
     torch.manual_seed(0)
     objective = Supervised(Flat(), num_classes=3, freeze=True).train()
     before = {k: v.clone() for k, v in objective.backbone.state_dict().items()}
-    optimizer = torch.optim.SGD(
-        [p for p in objective.parameters() if p.requires_grad], lr=1.0, weight_decay=0.1
-    )
-    objective(
-        {"views": [{"x": torch.randn(8, 12)}], "label": torch.zeros(8, dtype=torch.int64)}
-    ).value.backward()
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=1.0, weight_decay=0.1)
+    objective({"views": [{"x": torch.randn(8, 12)}], "label": torch.zeros(8, dtype=torch.int64)}).value.backward()
     optimizer.step()
     assert all(torch.equal(v, before[k]) for k, v in objective.backbone.state_dict().items())
     assert objective.head.weight.grad is not None

@@ -64,9 +64,7 @@ def written_out(p, g, v, *, lr, wd, momentum, trust, clip, adapt):
 
 
 @pytest.mark.parametrize("clip", [False, True])
-@pytest.mark.parametrize(
-    ("trust", "decay"), [(0.001, "weights"), (0.02, "weights"), (0.02, "all"), (5.0, "all")]
-)
+@pytest.mark.parametrize(("trust", "decay"), [(0.001, "weights"), (0.02, "weights"), (0.02, "all"), (5.0, "all")])
 def test_lars_is_the_papers_update(clip, trust, decay):
     model = net()
     with torch.no_grad():
@@ -87,9 +85,7 @@ def test_lars_is_the_papers_update(clip, trust, decay):
             left_out = decay == "weights" and p.ndim == 1
             here = {**settings, "wd": 0.0} if left_out else settings
             lr = optimizer.param_groups[0]["lr"]
-            expected[name], v = written_out(
-                p.detach(), p.grad, moved[name], lr=lr, adapt=not left_out, **here
-            )
+            expected[name], v = written_out(p.detach(), p.grad, moved[name], lr=lr, adapt=not left_out, **here)
             moved[name] = torch.tensor(v)
         optimizer.step()
         for name, p in model.named_parameters():

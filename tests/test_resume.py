@@ -18,7 +18,13 @@ from ssl_runner.checkpoint import load_checkpoint
 from tests.conftest import TINY, command, environment, process
 
 STEPS = 40
-LONG = [*TINY, f"duration={STEPS} steps", "evaluators=none", "checkpoint_every=4 steps", "validate_every=9 steps"]
+LONG = [
+    *TINY,
+    f"duration={STEPS} steps",
+    "evaluators=none",
+    "checkpoint_every=4 steps",
+    "validate_every=9 steps",
+]
 VARIANTS = {
     "plain": [],
     "accumulated": ["accumulate=2"],
@@ -36,7 +42,12 @@ def arguments(folder: Path, *extra: str) -> list[str]:
 def start(folder: Path, *extra: str) -> subprocess.Popen:
     args = command(*arguments(folder, *extra))
     return subprocess.Popen(
-        args, cwd=folder.parent, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        args,
+        cwd=folder.parent,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
 
 
@@ -129,7 +140,12 @@ def test_a_run_of_stages_goes_on_with_the_stage_it_was_in(
     assert ssl_run("run", "task=simclr", *args, "hydra.run.dir=r")[0] == 0
     before = json.loads((tmp_path / "r" / "metrics.json").read_text())
     written = (tmp_path / "r" / "pretrain" / runs.BACKBONE).stat().st_mtime_ns
-    for path in ("metrics.json", "finetune/metrics.json", "evaluate/metrics.json", "finetune/checkpoints/last.ckpt"):
+    for path in (
+        "metrics.json",
+        "finetune/metrics.json",
+        "evaluate/metrics.json",
+        "finetune/checkpoints/last.ckpt",
+    ):
         (tmp_path / "r" / path).unlink()
     code, _, err = ssl_run("resume", "r")
     assert code == 0, err
@@ -151,7 +167,9 @@ def test_a_corrupt_checkpoint_is_named(ssl_run: Callable[..., tuple[int, str, st
     assert "last.ckpt: can't be read as a checkpoint" in err
 
 
-def test_the_same_seed_gives_the_same_weights_in_another_process(variant: tuple[Path, list[str]], tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_weights_in_another_process(
+    variant: tuple[Path, list[str]], tmp_path: Path
+) -> None:
     whole, extra = variant
     found = process(*arguments(tmp_path / "again", *extra), cwd=tmp_path)
     assert found.returncode == 0, found.stderr

@@ -53,9 +53,7 @@ EVIL = [
 
 
 @pytest.mark.parametrize("target", EVIL, ids=str)
-@pytest.mark.parametrize(
-    "wrap", [lambda n: {"data": n}, lambda n: {"a": [{"b": [n]}]}], ids=["node", "nested"]
-)
+@pytest.mark.parametrize("wrap", [lambda n: {"data": n}, lambda n: {"a": [{"b": [n]}]}], ids=["node", "nested"])
 def test_only_trusted_classes_may_be_named(target: Any, wrap: Callable[[Any], Any]) -> None:
     with pytest.raises(RequestError, match=r"origin.yaml: .*nothing of it was run"):
         check_trust(wrap({"_target_": target, "_args_": ["echo"]}), "origin.yaml")
@@ -89,9 +87,7 @@ def test_interpolations_of_a_stored_config_are_refused() -> None:
         check_trust({"data": {"root": "${oc.env:HOME}"}}, "origin.yaml")
 
 
-@given(
-    st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x))
-)
+@given(st.recursive(st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(st.text(), x)))
 def test_any_config_passes_or_is_refused_with_a_message(config: Any) -> None:
     try:
         check_trust(config, "origin.yaml")
@@ -104,12 +100,8 @@ class Malicious:
         return os.system, ("touch ran",)
 
 
-@pytest.mark.parametrize(
-    "content", [Malicious(), {"state_dict": Malicious()}, {"config": [Malicious()]}], ids=str
-)
-@pytest.mark.parametrize(
-    "save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c))], ids=["torch", "pickle"]
-)
+@pytest.mark.parametrize("content", [Malicious(), {"state_dict": Malicious()}, {"config": [Malicious()]}], ids=str)
+@pytest.mark.parametrize("save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c))], ids=["torch", "pickle"])
 def test_a_malicious_pickle_runs_nothing(
     content: Any, save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -121,9 +113,7 @@ def test_a_malicious_pickle_runs_nothing(
 
 
 @given(st.binary(max_size=200))
-def test_random_bytes_are_no_checkpoint_and_say_so(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
+def test_random_bytes_are_no_checkpoint_and_say_so(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
     path = tmp_path_factory.mktemp("fuzz") / "x.ckpt"
     path.write_bytes(data)
     with pytest.raises(RequestError, match=r"x\.ckpt"):

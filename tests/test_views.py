@@ -126,9 +126,7 @@ def test_solarize_threshold_is_128_of_uint8():
     close(ours.Solarize(p=1.0).transform(x / 255), tv.solarize(x, 128) / 255, 1e-6)
 
 
-@pytest.mark.parametrize(
-    ("c", "h", "w", "kernel"), [(3, 14, 17, 3), (1, 8, 8, 7), (2, 20, 12, 23), (3, 32, 32, 1)]
-)
+@pytest.mark.parametrize(("c", "h", "w", "kernel"), [(3, 14, 17, 3), (1, 8, 8, 7), (2, 20, 12, 23), (3, 32, 32, 1)])
 def test_blur(c: int, h: int, w: int, kernel: int):
     x, sigma = images(c=c, h=h, w=w), torch.rand(12) * 2 + 0.1
     expected = each(x, lambda x, s: tv.gaussian_blur(x, [kernel, kernel], [s, s]), sigma.tolist())
@@ -227,9 +225,7 @@ def test_noise():
     noise = ours.GaussianNoise(std=0.2).transform(x) - x
     assert abs(noise.mean()) < 0.005
     assert abs(noise.std() - 0.2) < 0.005
-    assert (
-        noise.flatten(1).T.corrcoef().abs().fill_diagonal_(0).max() < 0.75
-    )  # no two places share their draw
+    assert noise.flatten(1).T.corrcoef().abs().fill_diagonal_(0).max() < 0.75  # no two places share their draw
     assert noise.flatten(1).corrcoef().abs().fill_diagonal_(0).max() < 0.2  # nor two samples
 
 
@@ -371,9 +367,7 @@ def test_probability(transform: type[Transform]):
     if "p" not in inspect.signature(transform).parameters:
         pytest.skip("always applied")
     x = torch.rand(800, 3, 8, 8)
-    changed = [
-        (some(transform, p=p).transform(x) != x).flatten(1).any(1).float().mean() for p in (0.0, 0.3, 1.0)
-    ]
+    changed = [(some(transform, p=p).transform(x) != x).flatten(1).any(1).float().mean() for p in (0.0, 0.3, 1.0)]
     assert changed[0] == 0
     assert abs(changed[1] - 0.3) < 0.06
     assert changed[2] > 0.9  # a narrow blur or a tiny angle changes nothing
@@ -484,9 +478,7 @@ def test_crops_and_fitted_of_ragged_images():
     built = ours.Views(
         branches={
             "large": ours.Branch(transforms={"crop": ours.RandomResizedCrop(size=16)}, copies=2),
-            "small": ours.Branch(
-                transforms={"crop": ours.RandomResizedCrop(size=8), "flip": ours.HorizontalFlip()}
-            ),
+            "small": ours.Branch(transforms={"crop": ours.RandomResizedCrop(size=8), "flip": ours.HorizontalFlip()}),
             "whole": ours.Branch(transforms={"flip": ours.HorizontalFlip()}),
         },
         fit=ours.Resize(size=16, crop=0.875),
@@ -497,9 +489,7 @@ def test_crops_and_fitted_of_ragged_images():
     assert [tuple(v["x"].shape[1:]) for v in inputs] == [(3, 16, 16), (3, 16, 16), (3, 8, 8), (3, 16, 16)]
     assert not inputs[0]["x"].equal(inputs[1]["x"])
     views = built(Samples(inputs=inputs, cropped=True))
-    assert (
-        views[0]["x"].equal(inputs[0]["x"] / 255) or (views[0]["x"] - inputs[0]["x"] / 255).abs().max() < 1e-6
-    )
+    assert views[0]["x"].equal(inputs[0]["x"] / 255) or (views[0]["x"] - inputs[0]["x"] / 255).abs().max() < 1e-6
     (fitted,) = zip(*(built.fitted(x) for x in samples), strict=True)
     plain = built.plain(Samples(inputs=[{"x": torch.stack(fitted)}], cropped=True))
     assert plain["x"].shape == (3, 3, 16, 16)

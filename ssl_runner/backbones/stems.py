@@ -58,9 +58,7 @@ class Continuous(Stem):
     def patchify(self, x: Tensor) -> Tensor:
         """(B, C, d1, ..., dr) -> (B, L, P): blocks in row-major order, each as (C, b1, ..., br)."""
         if tuple(x.shape[1:]) != self.shape:
-            raise RequestError(
-                f"backbone.stem.shape: built for {self.shape}, and got samples of {tuple(x.shape[1:])}"
-            )
+            raise RequestError(f"backbone.stem.shape: built for {self.shape}, and got samples of {tuple(x.shape[1:])}")
         cut = [n for pair in zip(self.grid, self.block, strict=True) for n in pair]
         rank = len(self.grid)
         grid, inner = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)

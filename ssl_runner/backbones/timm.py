@@ -56,9 +56,7 @@ class Timm(Backbone):
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, C, H, W) -> (B, dim)."""
         if pad is not None:
-            raise RequestError(
-                "backbone: timm models can't leave padding out; use backbone=encoder for this data"
-            )
+            raise RequestError("backbone: timm models can't leave padding out; use backbone=encoder for this data")
         features = self.model(x)
         if features.shape[1:] != (self.dim,):
             raise RequestError(
@@ -87,16 +85,12 @@ class Timm(Backbone):
                 f"such as backbone.options.patch_size={max(1, side // 8)}"
             )
         if len(set(strides)) > 1 and side < 2 * strides[-1]:
-            remedy = (
-                "backbone.small_stem=true" if _has_stem(self.model) else "a model with a smaller total stride"
-            )
+            remedy = "backbone.small_stem=true" if _has_stem(self.model) else "a model with a smaller total stride"
             return f"{self.name} reduces a {size} image to a map of {cells} before pooling: use {remedy}"
         return None
 
 
-def _check(
-    name: str, shape: tuple[int, ...], small_stem: bool, pretrained: bool, options: dict[str, Any]
-) -> None:
+def _check(name: str, shape: tuple[int, ...], small_stem: bool, pretrained: bool, options: dict[str, Any]) -> None:
     """What can be seen to be wrong before a model is built."""
     import timm
 
@@ -129,9 +123,7 @@ def _create(name: str, shape: tuple[int, ...], pretrained: bool, options: dict[s
     cfg = get_pretrained_cfg(name)
     sized: dict[str, Any] = {"img_size": tuple(shape[1:])} if cfg is not None and cfg.fixed_input_size else {}
     try:
-        model = timm.create_model(
-            name, pretrained=pretrained, num_classes=0, in_chans=shape[0], **sized, **options
-        )
+        model = timm.create_model(name, pretrained=pretrained, num_classes=0, in_chans=shape[0], **sized, **options)
     except TypeError as error:
         option = re.search(r"keyword argument '(\w+)'", str(error))
         if option is None or option[1] not in options:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -79,5 +80,12 @@ class Source:
         raise NotImplementedError
 
     def raw(self, view: View) -> Tensor:
-        """The raw-input baseline's features, (B, D): the values themselves, flattened."""
-        return view["x"].flatten(1)
+        """The raw-input baseline's features, (B, D): the values themselves, flattened.
+
+        Planes of more than 32 x 32 values are first averaged down to that: nearest neighbours and linear probes gain
+        nothing from 150,000 correlated values a sample, and would not fit in memory.
+        """
+        x = view["x"]
+        if x.ndim == 4 and max(x.shape[2:]) > 32:
+            x = F.adaptive_avg_pool2d(x, (min(x.shape[2], 32), min(x.shape[3], 32)))
+        return x.flatten(1)

@@ -20,9 +20,7 @@ class Fake(Source):
     Raises RequestError for numbers that leave a class or an image empty.
     """
 
-    def __init__(
-        self, *, samples: int = 512, shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10
-    ):
+    def __init__(self, *, samples: int = 512, shape: tuple[int, int, int] = (3, 32, 32), num_classes: int = 10):
         if min(shape) < 1:
             raise RequestError(f"data.shape={list(shape)}: give channels, height and width, each 1 or more")
         if not 1 <= num_classes <= samples:

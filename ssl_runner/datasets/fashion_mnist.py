@@ -83,9 +83,7 @@ def _arrays(folder: str, part: str) -> Arrays:
     if x.shape[1:] != (28, 28):
         raise RequestError(f"{images!r} is corrupt: its images are {x.shape[1]} x {x.shape[2]}, not 28 x 28")
     if len(label) != len(x) or label.max() > 9:
-        raise RequestError(
-            f"{labels!r} is corrupt: it does not hold a label from 0 to 9 for each of {len(x)} images"
-        )
+        raise RequestError(f"{labels!r} is corrupt: it does not hold a label from 0 to 9 for each of {len(x)} images")
     return Arrays(x[:, None], label.to(torch.int64))
 
 

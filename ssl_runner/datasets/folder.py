@@ -66,9 +66,7 @@ class Folder(Source):
         std: tuple[float, ...] | None = None,
     ):
         if val < 0 or test < 0 or val + test >= 1:
-            raise RequestError(
-                f"data.val={val}, data.test={test}: give shares from 0 that leave some for training"
-            )
+            raise RequestError(f"data.val={val}, data.test={test}: give shares from 0 that leave some for training")
         self.on_broken, self._cache, self._channels = on_broken, cache, channels
         self._root = home(root)
         found = lay_out(self._root, list(find_images(self._root, extensions)), extensions)
@@ -147,9 +145,7 @@ def find_images(root: str, extensions: Sequence[str] = EXTENSIONS) -> Iterator[s
     yield from _walk(root, "", frozenset(e.lower() for e in extensions), ())
 
 
-def _walk(
-    root: str, inside: str, extensions: frozenset[str], above: tuple[tuple[int, int], ...]
-) -> Iterator[str]:
+def _walk(root: str, inside: str, extensions: frozenset[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
     folder = os.path.join(root, inside)
     try:
         found = os.stat(folder)
@@ -186,9 +182,7 @@ def lay_out(root: str, files: Sequence[str], extensions: Sequence[str]) -> dict[
     parts, others = tops & set(PARTS), {str(t) for t in tops - set(PARTS) - {None}}
     if "train" not in parts:
         if parts and not others:
-            raise RequestError(
-                f"data.root={root!r}: there is {', '.join(sorted(map(str, parts)))} but no train folder"
-            )
+            raise RequestError(f"data.root={root!r}: there is {', '.join(sorted(map(str, parts)))} but no train folder")
         return {"train": ("", list(files))}
     # "train" may also be the name of a class: then it holds images itself and stands among other classes.
     holds_classes = not any(top(f) == "train" and f.count(os.sep) == 1 for f in files)
@@ -201,12 +195,8 @@ def lay_out(root: str, files: Sequence[str], extensions: Sequence[str]) -> dict[
     if others:
         return {"train": ("", list(files))}
     if None in tops:
-        raise RequestError(
-            f"data.root={root!r}: {_loose(files)!r} is in none of the parts; move it into one, or away"
-        )
-    return {
-        part: (part, [f[len(part) + 1 :] for f in files if top(f) == part]) for part in PARTS if part in parts
-    }
+        raise RequestError(f"data.root={root!r}: {_loose(files)!r} is in none of the parts; move it into one, or away")
+    return {part: (part, [f[len(part) + 1 :] for f in files if top(f) == part]) for part in PARTS if part in parts}
 
 
 def _loose(files: Sequence[str]) -> str:
@@ -229,9 +219,7 @@ def class_names(root: str, found: dict[str, tuple[str, list[str]]]) -> tuple[str
         unknown = tops[part] - tops["train"]
         if unknown:
             kind = "images without classes" if None in unknown else f"the class {min(map(str, unknown))!r}"
-            raise RequestError(
-                f"data.root: {where!r} has {kind}, which {os.path.join(root, 'train')!r} has not"
-            )
+            raise RequestError(f"data.root: {where!r} has {kind}, which {os.path.join(root, 'train')!r} has not")
     return tuple(sorted(t for t in tops["train"] if t is not None))
 
 
@@ -280,8 +268,6 @@ def decode_all(images: Images, size: tuple[int, int], on_broken: Literal["skip",
     if len(broken) == len(images):
         raise RunError(f"none of the {len(images)} samples can be read; the first: {broken[0]}")
     more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    print(
-        f"warning: left out {len(broken)} broken samples: {'; '.join(broken[:NAMED])}{more}", file=sys.stderr
-    )
+    print(f"warning: left out {len(broken)} broken samples: {'; '.join(broken[:NAMED])}{more}", file=sys.stderr)
     kept = torch.tensor([fault is None for fault in faults])
     return Arrays(x[kept], None if images.label is None else images.label[kept])

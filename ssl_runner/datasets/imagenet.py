@@ -34,17 +34,13 @@ class ImageNet(Source):
         wnids = {part: self._class_folders(part) for part in ("train", "val")}
         odd = sorted(set(wnids["train"]) ^ set(wnids["val"]))
         if odd:
-            raise RequestError(
-                f"data.root={self._root!r}: the class folder {odd[0]!r} is in only one of train and val"
-            )
+            raise RequestError(f"data.root={self._root!r}: the class folder {odd[0]!r} is in only one of train and val")
         self.classes = tuple(wnids["train"])
         self._described = os.path.isfile(os.path.join(self._root, "meta.bin"))
         if self._described:
             names = torchvision_datasets().imagenet.load_meta_file(self._root)[0]
             self.classes = tuple(", ".join(names[wnid]) for wnid in wnids["train"])
-        self.facts = image_facts(
-            channels=3, size=size, mean=self.mean, std=self.std, num_classes=len(self.classes)
-        )
+        self.facts = image_facts(channels=3, size=size, mean=self.mean, std=self.std, num_classes=len(self.classes))
 
     def _class_folders(self, part: Literal["train", "val"]) -> list[str]:
         folder = os.path.join(self._root, part)

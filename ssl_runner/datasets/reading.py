@@ -146,9 +146,7 @@ def _opened(file: str) -> Iterator[Any]:
         with Image.open(file, formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
-                raise ValueError(
-                    f"its {image.width} x {image.height} pixels are more than the limit of {limit}"
-                )
+                raise ValueError(f"its {image.width} x {image.height} pixels are more than the limit of {limit}")
             yield image
     except UnidentifiedImageError as error:
         raise BrokenSample(f"{file!r} can't be read: it is no image, or its header is damaged") from error
@@ -220,9 +218,7 @@ class Reading(Dataset):
             torch.default_generator.manual_seed(seed)
             return place, self.crops(sample)
         if replace:
-            raise RunError(
-                f"none of the {len(self)} samples can be read; the last one tried: {self._name(place)}"
-            )
+            raise RunError(f"none of the {len(self)} samples can be read; the last one tried: {self._name(place)}")
         return None
 
     def _report(self, index: int, error: BrokenSample) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
+from pydantic import AfterValidator
 from torch import Tensor
 
 from ssl_runner.errors import RequestError
@@ -34,21 +36,37 @@ def stratified(label: Tensor, shares: Sequence[float], draw: int = 0) -> list[Te
     return [torch.from_numpy(np.sort(np.concatenate(p))) for p in parts]
 
 
+def parse_amount(text: str) -> tuple[float, str]:
+    """ "10%" -> (10, "%"); "10 per class" -> (10, "per class"). Raises ValueError for anything else."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|per[ _]class)\s*", text)
+    number = float(match[1]) if match else 0.0
+    if match and match[2] == "%" and 0 < number <= 100:
+        return number, "%"
+    if match and match[2] != "%" and number >= 1 and number.is_integer():
+        return number, "per class"
+    raise ValueError(f"{text!r}: give a share such as '10%' or a number such as '10 per class'")
+
+
+def _is_amount(text: str) -> str:
+    parse_amount(text)
+    return text
+
+
+Amount = Annotated[str, AfterValidator(_is_amount)]
+"""The annotation that makes the config check refuse a string that is no amount of labels."""
+
+
 def few_labels(label: Tensor, amount: str, draw: int = 0) -> Tensor:
     """The positions of a few labelled samples: "1%", "10%" (of each class, at least one) or "10 per class".
 
     The lists are fixed: they depend on the labels and on `draw`, never on the run's seed.
     Raises RequestError for anything else.
     """
-    percent = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", amount)
-    per_class = re.fullmatch(r"\s*(\d+)\s*per[ _]class\s*", amount)
-    if percent and 0 < float(percent[1]) <= 100:
-        share = float(percent[1]) / 100
-        chosen = [ids[: max(1, round(share * len(ids)))] for ids in _by_class(label, draw)]
-    elif per_class and int(per_class[1]) > 0:
-        chosen = [ids[: int(per_class[1])] for ids in _by_class(label, draw)]
-    else:
-        raise RequestError(
-            f"labels={amount!r}: give a share such as '10%' or a number such as '10 per class'"
-        )
+    try:
+        number, unit = parse_amount(amount)
+    except ValueError as error:
+        raise RequestError(f"labels={error}") from None
+    chosen = [
+        ids[: max(1, round(number / 100 * len(ids))) if unit == "%" else int(number)] for ids in _by_class(label, draw)
+    ]
     return torch.from_numpy(np.sort(np.concatenate(chosen)))

@@ -32,8 +32,7 @@ class SVHN(Source):
             title="SVHN",
             root=self._root,
             files={name: md5 for _, name, md5 in listed},
-            command="curl -L --create-dirs "
-            + " ".join(f"-o {folder}/{name} {url}" for url, name, _ in listed),
+            command="curl -L --create-dirs " + " ".join(f"-o {folder}/{name} {url}" for url, name, _ in listed),
         )
         self._published.provide(self._download if download else None)
 

@@ -5,13 +5,13 @@ Wu, Xiong, Yu, Lin, CVPR 2018, Section 3.4. https://arxiv.org/abs/1805.01978
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt
 from torch import Tensor
 
-from ssl_runner.errors import RequestError
 from ssl_runner.evaluators.scores import classification, features
 from ssl_runner.types import Embed, Evaluator
 
@@ -25,14 +25,10 @@ class KNN(Evaluator):
     temperature: tau, the scale of similarity in a vote's weight.
 
     Features are undisturbed samples' (evaluation transform, evaluation mode), in the bank and in the queries.
-    Gives ``classification``'s figures. Raises RequestError unless both numbers are positive.
+    Gives ``classification``'s figures.
     """
 
-    def __init__(self, *, k: int = 20, temperature: float = 0.07):
-        if k < 1:
-            raise RequestError(f"k={k}: give a number of neighbours of at least 1")
-        if temperature <= 0:
-            raise RequestError(f"temperature={temperature}: give a number above 0; the usual one is 0.07")
+    def __init__(self, *, k: Annotated[int, Ge(1)] = 20, temperature: Annotated[float, Gt(0)] = 0.07):
         self.k, self.temperature = k, temperature
 
     @torch.no_grad()

@@ -18,9 +18,7 @@ class Supervised(Objective):
     views = None
     labelled = True
 
-    def __init__(
-        self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.0, freeze: bool = False
-    ):
+    def __init__(self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.0, freeze: bool = False):
         super().__init__()
         self.backbone = backbone
         self.head = nn.Linear(backbone.dim, num_classes)

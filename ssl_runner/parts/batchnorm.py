@@ -86,9 +86,7 @@ def _synchronised(norm: _BatchNorm) -> SyncBatchNorm:
     elif parts.keys() == {"drop", "act"}:
         new = _SyncNormAct(*settings)
     else:
-        raise TypeError(
-            f"can't synchronise {type(norm).__name__} over ranks: only torch's and timm's are known"
-        )
+        raise TypeError(f"can't synchronise {type(norm).__name__} over ranks: only torch's and timm's are known")
     for name, part in parts.items():
         new.add_module(name, part)
     for name in norm._parameters:

@@ -28,7 +28,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # autograd may share it with others
         dist.all_reduce(total)
         return total.chunk(dist.get_world_size())[dist.get_rank()]
 

@@ -59,7 +59,7 @@ class Views(nn.Module):
         """The random views, branch by branch, copy by copy."""
         sized = samples.get("cropped", False)
         inputs = [{**view, "x": as_float(view["x"])} for view in samples["inputs"]]
-        views = []
+        views: list[View] = []
         for branch in self._copies():
             view = inputs[len(views)] if sized else inputs[branch.input]
             views.append(self._finish(branch(view, sized)))

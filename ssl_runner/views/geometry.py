@@ -79,9 +79,7 @@ class Affine(Transform):
         return torch.stack([angle, shear, zoom, right, down])
 
 
-def affine(
-    x: Tensor, parameters: Tensor, interpolation: Literal["nearest", "bilinear"], fill: float
-) -> Tensor:
+def affine(x: Tensor, parameters: Tensor, interpolation: Literal["nearest", "bilinear"], fill: float) -> Tensor:
     """Shears, then zooms, rotates clockwise and shifts each sample.
 
     x: (B, C, H, W); parameters: (5, B), as `Affine.draw` gives them. A pixel at (u, v) from the centre shows

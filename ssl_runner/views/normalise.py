@@ -28,9 +28,7 @@ class Normalize(Transform):
         """(B, C, ...) float -> the same."""
         for key, values in (("mean", self.mean), ("std", self.std)):
             if len(values) not in (1, x.shape[1]):
-                raise RequestError(
-                    f"Normalize: {key} has {len(values)} values for samples of {x.shape[1]} channels"
-                )
+                raise RequestError(f"Normalize: {key} has {len(values)} values for samples of {x.shape[1]} channels")
         shape = (-1, *[1] * (x.ndim - 2))
         mean, scale = self.mean.to(x).view(shape), self.std.reciprocal().to(x).view(shape)
         return torch.addcmul(-mean * scale, x, scale)
