@@ -58,12 +58,12 @@ GROUPS = [
 
 def main() -> None:
     """The console script."""
+    signal.signal(signal.SIGTERM, _terminate)
     sys.exit(answer(sys.argv))
 
 
 def answer(argv: list[str]) -> int:
     """Does what argv asks for, returns the exit code. Changes argv in place: Lightning starts other ranks with it."""
-    signal.signal(signal.SIGTERM, _terminate)
     try:
         return _dispatch(argv)
     except RequestError as error:
@@ -157,6 +157,8 @@ def _job(cfg: Any) -> dict[str, float]:
 
     config = plain(cfg)
     check(config)
+    for note in _left_behind(HydraConfig.get()):
+        print(note)
     folder = Path(HydraConfig.get().runtime.output_dir)
     later = {}
     if config["stage"] in ("pretrain", "run"):
@@ -201,6 +203,19 @@ def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
         "finetune": finetune,
         "evaluate": evaluate,
     }
+
+
+def _left_behind(hydra: Any) -> Iterator[str]:
+    """What a recipe set for its own choice of a group and now applies to the command line's choice as well."""
+    import yaml
+
+    task = hydra.runtime.choices.get("task")
+    chosen = {each.partition("=")[0] for each in hydra.overrides.task}
+    for root in (_conf(), *_config_dirs(sys.argv)):
+        path = root / "task" / f"{task}.yaml"
+        stated = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for group in chosen & set(stated) & set(GROUPS):
+            yield f"note: the recipe {task} sets {group}: {stated[group]}, which now applies to your choice of {group}"
 
 
 def _resume(args: Sequence[str]) -> int:

@@ -186,7 +186,7 @@ def test_plan_trains_nothing_and_shows_the_views(ssl_run: Call, tmp_path: Path) 
     assert image.size[0] == 3 * 68, "as it is, and two views"
     for words in (
         "global batch",
-        "0.001 -> 0.000125",
+        "0.6 -> 0.0375",
         "memory",
         "parameters",
         "checkpoints/{last,best}.ckpt",
@@ -283,6 +283,13 @@ def test_a_persons_own_groups_are_found(ssl_run: Call, tmp_path: Path) -> None:
     code, out, err = ssl_run("pretrain", "--config-dir", "own", "task=mine", "--cfg", "job")
     assert code == 0, err
     assert yaml.safe_load(out)["seed"] == 7
+
+
+def test_a_recipes_leftovers_are_pointed_out(ssl_run: Call) -> None:
+    code, out, _ = ssl_run("pretrain", "task=simclr", *TINY, "duration=1 steps", "evaluators=none", "optim=adamw")
+    assert code == 0
+    assert "note: the recipe simclr sets optim: {'lr': 0.6}, which now applies to your choice of optim" in out
+    assert "sets schedule" not in out
 
 
 def test_a_user_folder_of_images_pretrains_and_evaluates(ssl_run: Call, tmp_path: Path) -> None:
