@@ -186,7 +186,7 @@ def test_plan_trains_nothing_and_shows_the_views(ssl_run: Call, tmp_path: Path) 
     assert image.size[0] == 3 * 68, "as it is, and two views"
     for words in (
         "global batch",
-        "0.6 -> 0.0375",
+        "0.6 -> 0.075",
         "memory",
         "parameters",
         "checkpoints/{last,best}.ckpt",
