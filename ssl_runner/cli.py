@@ -89,7 +89,10 @@ def _terminate(signum: int, frame: Any) -> None:
 
 
 def _fail(code: int, message: object) -> int:
-    print(f"ssl-run: {message}", file=sys.stderr)
+    text = str(message)
+    if text.startswith("Caught "):  # it comes from a data worker, wrapped in that process's traceback
+        text = re.sub(r"^[\w.]+Error: ", "", text.strip().splitlines()[-1])
+    print(f"ssl-run: {text}", file=sys.stderr)
     return code
 
 

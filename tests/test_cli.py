@@ -309,6 +309,13 @@ def test_a_user_folder_of_images_pretrains_and_evaluates(ssl_run: Call, tmp_path
     assert code == 0, err
     assert "broken.png" in err
     assert "knn/accuracy" in json.loads((tmp_path / "r" / "metrics.json").read_text())
+    code, _, err = ssl_run(
+        "pretrain", "task=simclr", *args, "data=folder", "data.root=photos", "data.size=16", "views=simclr",
+        "batch_size=8", "evaluators=none", "workers=1", "data.on_broken=stop",
+    )  # fmt: skip
+    assert code == 1
+    assert "ssl-run: 'photos/dog/broken.png' can't be read" in err
+    assert "Traceback" not in err
 
 
 def test_completion_offers_verbs_groups_and_choices() -> None:
