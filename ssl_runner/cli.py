@@ -181,7 +181,7 @@ def _job(cfg: Any) -> dict[str, float]:
 def _stage(name: str) -> Any:
     """A stage, and with it Lightning. A torchvision built for another torch would break that import, so it is
     looked at first and named."""
-    from ssl_runner.datasets.reading import torchvision_datasets
+    from ssl_runner.datasets.published import torchvision_datasets
 
     torchvision_datasets()
     from ssl_runner.stages import STAGES

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -194,6 +195,9 @@ class _Part(Ragged):
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.keep[index]))
+
+    def reading(self) -> AbstractContextManager:
+        return self.dataset.reading()
 
 
 def _subset(dataset: Arrays | Ragged, keep: Tensor) -> Arrays | Ragged:

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl_runner.datasets import fashion_mnist, folder, reading
+from ssl_runner.datasets import fashion_mnist, folder, published
+from ssl_runner.datasets import images as decoding
 from ssl_runner.datasets.base import Arrays, BrokenSample, Ragged, Source
 from ssl_runner.datasets.cifar import CIFAR10, CIFAR100
 from ssl_runner.datasets.digits import Digits
@@ -31,7 +32,9 @@ from ssl_runner.datasets.fake import Fake
 from ssl_runner.datasets.fashion_mnist import FashionMNIST, read_idx
 from ssl_runner.datasets.folder import Folder
 from ssl_runner.datasets.imagenet import ImageNet
-from ssl_runner.datasets.reading import Images, Reading, read_image, torchvision_datasets
+from ssl_runner.datasets.images import Images, read_image
+from ssl_runner.datasets.published import torchvision_datasets
+from ssl_runner.datasets.reading import Reading
 from ssl_runner.datasets.stl10 import STL10
 from ssl_runner.datasets.svhn import SVHN
 from ssl_runner.errors import RequestError, RunError
@@ -370,7 +373,7 @@ def test_the_command_to_fetch_works(tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "file").write_text("x")
     subprocess.run(["tar", "czf", tmp_path / "a.tar.gz", "-C", tmp_path, "folder"], check=True)
-    command = reading.fetch_and_unpack(f"file://{tmp_path}/a.tar.gz", str(tmp_path / "it's new"))
+    command = published.fetch_and_unpack(f"file://{tmp_path}/a.tar.gz", str(tmp_path / "it's new"))
     subprocess.run(command, shell=True, check=True, capture_output=True)
     assert (tmp_path / "it's new" / "folder" / "file").read_text() == "x"
 
@@ -379,7 +382,7 @@ def test_the_command_to_fetch_works(tmp_path):
 def test_torchvision_of_another_torch(monkeypatch, build):
     versions = {"torch": f"2.14.1{build}", "torchvision": "0.20.0"}
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    monkeypatch.setattr(reading.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(published.metadata, "version", versions.__getitem__)
     with pytest.raises(RequestError) as error:
         torchvision_datasets()
     message = str(error.value)
@@ -841,7 +844,7 @@ def test_a_file_cut_short_is_broken(tmp_path, kind):
     file = tmp_path / "a.img"
     for kept in (0, 1, 10, len(data) // 2, len(data) - 40):
         file.write_bytes(data[:kept])
-        with reading.quiet_pillow(), pytest.raises(BrokenSample, match=r"a\.img.*can't be read"):
+        with decoding.quiet_pillow(), pytest.raises(BrokenSample, match=r"a\.img.*can't be read"):
             read_image(str(file))
 
 
@@ -881,18 +884,18 @@ def test_a_decompression_bomb_is_broken(tmp_path, monkeypatch, limit):
     """Pillow itself only warns below twice its limit."""
     picture(tmp_path / "big.png", (10, 6))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
-    with reading.quiet_pillow(), pytest.raises(BrokenSample, match=r"big\.png"):
+    with decoding.quiet_pillow(), pytest.raises(BrokenSample, match=r"big\.png"):
         read_image(str(tmp_path / "big.png"))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 60)
     assert read_image(str(tmp_path / "big.png")).shape == (3, 6, 10)
 
 
-WHOLE = {kind: bytes_of(kind) for kind in reading.FORMATS}
+WHOLE = {kind: bytes_of(kind) for kind in decoding.FORMATS}
 
 
 @fuzz
 @given(
-    kind=st.sampled_from(reading.FORMATS),
+    kind=st.sampled_from(decoding.FORMATS),
     wrong=st.lists(st.tuples(st.integers(0, 10_000), st.integers(0, 255)), min_size=1, max_size=5),
     channels=st.sampled_from([1, 3]),
 )
@@ -901,7 +904,7 @@ def test_a_damaged_image_is_read_or_broken(tmp_path, kind, wrong, channels):
     for place, value in wrong:
         data[place % len(data)] = value
     (tmp_path / "a.img").write_bytes(data)
-    with reading.quiet_pillow(), pytest.MonkeyPatch.context() as patch:
+    with decoding.quiet_pillow(), pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image, "MAX_IMAGE_PIXELS", 100_000)  # a header may claim much: keep the test small
         try:
             x = read_image(str(tmp_path / "a.img"), channels)

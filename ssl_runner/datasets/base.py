@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -48,6 +49,10 @@ class Ragged(Dataset):
     def read(self, index: int) -> Tensor:
         """One sample, (C, h, w) uint8. Raises BrokenSample when it can't be read."""
         raise NotImplementedError
+
+    def reading(self) -> AbstractContextManager:
+        """Entered around the reads of a batch: what they need set up, such as a library's warnings turned off."""
+        return nullcontext()
 
     def name(self, index: int) -> str:
         """What to call this sample in an error message: its file."""

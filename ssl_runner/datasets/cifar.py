@@ -8,14 +8,8 @@ from typing import Any
 import torch
 
 from ssl_runner.datasets.base import Arrays, Source, Split
-from ssl_runner.datasets.reading import (
-    Published,
-    fetch_and_unpack,
-    hold_out,
-    home,
-    image_facts,
-    torchvision_datasets,
-)
+from ssl_runner.datasets.images import image_facts
+from ssl_runner.datasets.published import Published, fetch_and_unpack, hold_out, home, torchvision_datasets
 
 # The 100 fine classes, in the order of their labels.
 FINE = """

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from ssl_runner.datasets.base import Arrays, Source, Split
-from ssl_runner.datasets.reading import image_facts
+from ssl_runner.datasets.images import image_facts
 from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError
 

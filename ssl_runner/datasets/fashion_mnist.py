@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Source, Split
-from ssl_runner.datasets.reading import hold_out, home, image_facts, torchvision_datasets
+from ssl_runner.datasets.images import image_facts
+from ssl_runner.datasets.published import hold_out, home, torchvision_datasets
 from ssl_runner.errors import RequestError
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where the package dataset-fashion-mnist puts them

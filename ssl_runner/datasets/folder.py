@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, BrokenSample, Source, Split
-from ssl_runner.datasets.reading import Images, home, image_facts, image_size, quiet_pillow
+from ssl_runner.datasets.images import Images, image_facts, image_size, quiet_pillow
+from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError, RunError, nearest
 

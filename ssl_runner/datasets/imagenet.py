@@ -11,7 +11,8 @@ import torch
 
 from ssl_runner.datasets.base import Source, Split
 from ssl_runner.datasets.folder import class_names, find_images, label_of
-from ssl_runner.datasets.reading import Images, home, image_facts, torchvision_datasets
+from ssl_runner.datasets.images import Images, image_facts
+from ssl_runner.datasets.published import home, torchvision_datasets
 from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError
 

@@ -9,7 +9,8 @@ from typing import Literal
 import torch
 
 from ssl_runner.datasets.base import Arrays, Source, Split
-from ssl_runner.datasets.reading import Published, hold_out, home, image_facts, torchvision_datasets
+from ssl_runner.datasets.images import image_facts
+from ssl_runner.datasets.published import Published, hold_out, home, torchvision_datasets
 
 
 class SVHN(Source):
