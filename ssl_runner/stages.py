@@ -184,6 +184,11 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
     advice = getattr(objective.backbone, "advice", None)
     if advice:
         say(f"note: {advice}")
+    if objective.contrasts and config["accumulate"] > 1:
+        say(
+            f"note: accumulate={config['accumulate']} saves memory but adds no negatives: "
+            f"a sample is contrasted within its micro-batch of {batch_size // config['accumulate']}"
+        )
     where = "" if resumed is None else f", resumed at step {resumed['global_step']}"
     say(
         f"{config['stage']} {config['name']}: {clock.total} steps of {batch_size} samples "

@@ -77,6 +77,7 @@ class Objective(nn.Module):
 
     views: ClassVar[int | None] = None  # how many views a batch must hold; None: any number
     labelled: ClassVar[bool] = False  # whether the loss reads batch["label"]
+    contrasts: ClassVar[bool] = False  # whether the batch's other samples are the negatives
     backbone: Backbone
 
     def forward(self, batch: Batch) -> Loss:

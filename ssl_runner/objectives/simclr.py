@@ -24,6 +24,7 @@ class SimCLR(Objective):
     """
 
     views = 2
+    contrasts = True
 
     def __init__(self, backbone: Backbone, *, hidden: int = 2048, dim: int = 128, temperature: float = 0.1):
         super().__init__()
