@@ -175,7 +175,12 @@ def _job(cfg: Any) -> dict[str, float]:
         if config["stage"] == "run":
             for name, stage_config in later.items():
                 runs.claim(folder / name, stage_config)
-    return _stage(config["stage"])(config, folder)
+    try:
+        return _stage(config["stage"])(config, folder)
+    except RequestError:
+        if runs.is_main():
+            runs.release(folder)
+        raise
 
 
 def _stage(name: str) -> Any:

@@ -53,6 +53,18 @@ def claim(folder: Path, config: Mapping[str, Any]) -> None:
         file.write(dump(config))
 
 
+def release(folder: Path) -> None:
+    """Gives back a folder whose run was refused before it trained: takes away what `claim` and the start wrote, so
+    that the mended command can use it. Anything else in it stays, and so does a folder with a checkpoint."""
+    if any(folder.rglob(LAST)):
+        return
+    for inner in (folder / "pretrain", folder / "finetune", folder / "evaluate", folder):
+        for name in (CONFIG, ENVIRONMENT):
+            (inner / name).unlink(missing_ok=True)
+        if inner.is_dir() and not any(inner.iterdir()):
+            inner.rmdir()
+
+
 def dump(config: Mapping[str, Any]) -> str:
     return yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
 

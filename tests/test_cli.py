@@ -232,6 +232,7 @@ def test_a_wrong_request_gets_words_and_exit_code_2(args: list[str], words: str,
     assert words in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("checkpoints"))
+    assert not list(tmp_path.rglob("config.yaml")), "a refused run leaves no folder that looks like one"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU, so asking for one is right")
