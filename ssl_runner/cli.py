@@ -27,6 +27,7 @@ usage: ssl-run VERB [GROUP=CHOICE] [KEY=VALUE] ... [HYDRA FLAGS]
   evaluate from=RUN         run the evaluators on a run's frozen features
   run +task=simclr          pretrain, finetune, evaluate, one table at the end; finetune.KEY=VALUE sets the middle
   plan +task=simclr         train nothing: sizes, steps, memory, and a picture of the views
+  verify +task=simclr       run a recipe and say whether its score fell where the recipe promises
   list [GROUP]              the choices of every config group, a line each
   resume RUN                go on exactly where a stopped run was
 
@@ -40,7 +41,7 @@ flags:  -m (one run per combination: seed=1,2 optim.lr=0.1,0.3)   --cfg job (pri
 exit codes: 0 done, 2 the request was wrong, 1 it failed, 130 and 143 stopped by a signal after saving
 """
 
-VERBS = ("pretrain", "finetune", "evaluate", "run", "plan")
+VERBS = ("pretrain", "finetune", "evaluate", "run", "plan", "verify")
 GROUPS = [
     "task",
     "data",

@@ -12,10 +12,10 @@ import json
 import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt
+from annotated_types import Gt, Len
 from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -51,10 +51,21 @@ class Device:
 
 
 @dataclass
+class Contract:
+    """What a recipe promises, for `ssl-run verify`: a metric of metrics.json, the band it falls in, the budget that
+    takes, and who measured it."""
+
+    metric: str
+    band: Annotated[list[float], Len(2, 2)]
+    budget: str
+    source: str
+
+
+@dataclass
 class Config:
     """The top-level keys of every verb. `from` (finetune, evaluate) is a Python keyword, so it is added below."""
 
-    stage: Literal["pretrain", "finetune", "evaluate", "run", "plan"]
+    stage: Literal["pretrain", "finetune", "evaluate", "run", "plan", "verify"]
     name: str  # of the recipe; names the run folder
     data: dict[str, Any]
     views: dict[str, Any]
@@ -75,6 +86,7 @@ class Config:
     log_every: Positive  # optimiser steps
     validate_every: Duration
     checkpoint_every: Duration
+    contract: Contract | None = None
     labels: Amount | None = None  # finetuning on few labels: "10%", "10 per class"
     trust: list[str] = field(default_factory=list)  # packages whose classes a stored config may name
     finetune: dict[str, Any] = field(default_factory=dict)  # overrides for the finetuning that follows
@@ -139,8 +151,8 @@ def _top_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield key, "no such key" + (f"; say {HINTS[key]}" if key in HINTS else nearest(key, hints))
         elif value == "???":
             yield key, f"must be given, e.g. {key}=..."
-        elif inspect.isclass(hints[key]) and hasattr(hints[key], "__dataclass_fields__") and isinstance(value, dict):
-            yield from _bind(hints[key], value, key, set())
+        elif isinstance(value, dict) and (records := [a for a in _alternatives(hints[key]) if is_dataclass(a)]):
+            yield from _bind(records[0], value, key, set())
         else:
             yield from _value_faults(hints[key], value, key)
     for key in sorted(required - set(config)):
@@ -286,6 +298,8 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
         for name, node in config["evaluators"].items():
             if getattr(get_class(node["_target_"]), "labelled", False) and labels is False:
                 yield f"evaluators.{name}", "needs labels, and this data has none; use evaluators=none"
+    if config["stage"] == "verify" and config.get("contract") is None:
+        yield "contract", f"the recipe {config['name']} promises nothing that could be verified"
     if config["batch_size"] % config["accumulate"]:
         yield (
             "batch_size",

@@ -21,7 +21,7 @@ from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
 from ssl_runner.data import DataModule
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
-from ssl_runner.errors import RequestError
+from ssl_runner.errors import RequestError, RunError, nearest
 from ssl_runner.evaluators.scores import classification
 from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
@@ -101,7 +101,28 @@ def run(config: dict[str, Any], folder: Path) -> Metrics:
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
 
-STAGES: Mapping[str, Stage] = {"pretrain": pretrain, "finetune": finetune, "evaluate": evaluate, "run": run}
+def verify(config: dict[str, Any], folder: Path) -> Metrics:
+    """Runs a recipe's pretraining and holds it to its contract. Raises RunError when the score is outside its band."""
+    metric, (low, high) = config["contract"]["metric"], config["contract"]["band"]
+    metrics = pretrain({**config, "stage": "pretrain"}, folder)
+    if metric not in metrics:
+        raise RunError(f"contract.metric={metric}: this run gives no such score{nearest(metric, metrics)}")
+    told = (
+        f"{config['name']}: {metric} = {metrics[metric]:.4f}, promised {low} to {high} ({config['contract']['source']})"
+    )
+    if not low <= metrics[metric] <= high:
+        raise RunError(f"outside its band: {told}")
+    say(f"inside its band: {told}")
+    return metrics
+
+
+STAGES: Mapping[str, Stage] = {
+    "pretrain": pretrain,
+    "finetune": finetune,
+    "evaluate": evaluate,
+    "run": run,
+    "verify": verify,
+}
 
 
 # -- the steps of a stage --------------------------------------------------------------------------------------

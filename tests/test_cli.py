@@ -366,3 +366,20 @@ def test_two_ranks_train_validate_and_evaluate(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
     assert {"finetune/accuracy", "knn/accuracy"} <= set(metrics)
     assert "on 2 x cpu" in found.stdout
+
+
+def test_verify_holds_a_recipe_to_its_contract(ssl_run: Call) -> None:
+    args = ["verify", "task=simclr", *TINY, "evaluators=[knn]", "contract.metric=knn/accuracy"]
+    code, out, err = ssl_run(*args, "contract.band=[0,1]")
+    assert code == 0, err
+    assert "inside its band: simclr: knn/accuracy = " in out
+    code, _, err = ssl_run(*args, "contract.band=[1.5,2]")
+    assert code == 1
+    assert "outside its band: simclr: knn/accuracy = " in err
+    code, _, err = ssl_run("verify", *TINY, "name=x")
+    assert code == 2
+    assert "contract: the recipe x promises nothing that could be verified" in err
+    code, _, err = ssl_run("verify", "task=simclr", *TINY, "contract.bond=[0,1]", "contract.band=[1]")
+    assert code == 2
+    assert "contract.bond: Contract takes no such argument; did you mean 'band'?" in err
+    assert "contract.band: " in err

@@ -1,0 +1,247 @@
+"""What every objective keeps, whatever its paper: one contract over all of conf/objective and several backbones."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from hydra.utils import get_class
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from ssl_runner.backbones.encoder import Encoder
+from ssl_runner.backbones.stems import Continuous
+from ssl_runner.parts.batchnorm import synchronise
+from ssl_runner.types import Backbone, Batch, Objective, TokenBackbone
+
+CONF = Path(__file__).parent.parent / "conf" / "objective"
+OBJECTIVES = sorted(p.stem for p in CONF.glob("[!_]*.yaml"))
+SMALL = {"hidden": 16, "dim": 8, "queue": 32, "prototypes": 6, "width": 16, "depth": 1, "heads": 2, "codes": 8}
+FACTS = {"shape": (3, 8, 8), "size": 8, "num_classes": 3, "samples": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+BATCH, STEPS = 8, 30
+
+
+class ConvNet(Backbone):
+    """Convolutions, a global average, BatchNorm."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dim = 12
+        self.body = nn.Sequential(nn.Conv2d(3, 12, 3, padding=1, bias=False), nn.BatchNorm2d(12), nn.ReLU())
+
+    def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
+        return self.body(x).mean((2, 3))
+
+
+BACKBONES: dict[str, Callable[[], Backbone]] = {
+    "convolutions": ConvNet,
+    "encoder": lambda: Encoder(stem=Continuous(shape=(3, 8, 8), block=(2, 2), dim=16), depth=1, heads=2),
+}
+
+
+def target(name: str) -> type[Objective]:
+    return get_class(yaml.safe_load((CONF / f"{name}.yaml").read_text())["_target_"])  # type: ignore[return-value]
+
+
+def fits(name: str, backbone: str) -> bool:
+    wanted = typing.get_type_hints(target(name).__init__)["backbone"]
+    return not issubclass(wanted, TokenBackbone) or backbone == "encoder"
+
+
+CASES = [(o, b) for o in OBJECTIVES for b in BACKBONES if fits(o, b)]
+cases = pytest.mark.parametrize(("name", "backbone"), CASES)
+
+
+def build(name: str, backbone: str) -> Objective:
+    """Small and deterministic: the same arguments give the same weights."""
+    torch.manual_seed(0)
+    cls = target(name)
+    arguments: dict[str, Any] = {}
+    for key, parameter in inspect.signature(cls).parameters.items():
+        if key in SMALL:
+            arguments[key] = SMALL[key]
+        elif parameter.default is parameter.empty and key in FACTS:
+            arguments[key] = FACTS[key]
+    return cls(BACKBONES[backbone](), **arguments)
+
+
+def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:
+    generator = torch.Generator().manual_seed(seed)
+    label = torch.arange(n) % 3
+    base = torch.randn(n, 3, 8, 8, generator=generator) + label.view(-1, 1, 1, 1)
+    count = objective.views or 2
+    views = [{"x": base + 0.3 * torch.randn(base.shape, generator=generator)} for _ in range(count)]
+    return {"views": views, "label": label, "index": torch.arange(n)}
+
+
+def optimizer_for(objective: Objective) -> torch.optim.Optimizer:
+    return torch.optim.AdamW([p for p in objective.parameters() if p.requires_grad], lr=3e-3, weight_decay=0.0)
+
+
+def steps(objective: Objective, optimizer: torch.optim.Optimizer, numbers: range, total: int) -> list[float]:
+    """Training as the learner does it: seeded by the step, after_step behind each."""
+    losses = []
+    for n in numbers:
+        torch.manual_seed(100 + n)
+        loss = objective(batch_of(objective)).value
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.after_step((n + 1) / total)
+        losses.append(loss.item())
+    return losses
+
+
+@cases
+def test_the_loss_is_a_finite_scalar_with_detached_terms(name: str, backbone: str) -> None:
+    objective = build(name, backbone)
+    torch.manual_seed(2)
+    loss = objective(batch_of(objective))
+    assert loss.value.shape == ()
+    assert loss.value.isfinite()
+    assert all(v.shape == () and not v.requires_grad for v in loss.log.values())
+
+
+@cases
+def test_gradients_reach_what_learns_and_nothing_else(name: str, backbone: str) -> None:
+    objective = build(name, backbone)
+    torch.manual_seed(2)
+    objective(batch_of(objective)).value.backward()
+    learns = {n: p for n, p in objective.named_parameters() if p.requires_grad}
+    assert [n for n, p in objective.named_parameters() if not p.requires_grad and p.grad is not None] == []
+    assert [n for n, p in learns.items() if p.grad is None] == []
+    own = [n for n, p in objective.backbone.named_parameters() if p.requires_grad]
+    assert own, "a backbone that learns nothing"
+
+
+@cases
+def test_the_loss_falls_on_a_fixed_batch(name: str, backbone: str) -> None:
+    objective = build(name, backbone)
+    losses = steps(objective, optimizer_for(objective), range(STEPS), STEPS)
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@cases
+def test_a_resumed_objective_goes_on_bit_identically(name: str, backbone: str) -> None:
+    whole = build(name, backbone)
+    optimizer = optimizer_for(whole)
+    steps(whole, optimizer, range(3), 6)
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    expected = steps(whole, optimizer, range(3, 6), 6)
+
+    resumed = build(name, backbone)
+    again = optimizer_for(resumed)
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    assert steps(resumed, again, range(3, 6), 6) == expected
+    for (key, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b), key
+
+
+@cases
+def test_bf16_is_finite_and_near_fp32(name: str, backbone: str) -> None:
+    objective = build(name, backbone)
+    full, low = copy.deepcopy(objective), copy.deepcopy(objective)
+    torch.manual_seed(2)
+    wanted = full(batch_of(objective)).value
+    torch.manual_seed(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = low(batch_of(objective)).value
+    assert found.isfinite()
+    torch.testing.assert_close(found.float(), wanted, rtol=0.1, atol=0.05)
+
+
+@cases
+def test_evaluation_changes_no_state(name: str, backbone: str) -> None:
+    objective = build(name, backbone).eval()
+    before = copy.deepcopy(objective.state_dict())
+    with torch.no_grad():
+        objective(batch_of(objective))
+    assert [k for k, v in objective.state_dict().items() if not torch.equal(v, before[k])] == []
+
+
+# -- two ranks -------------------------------------------------------------------------------------------------
+
+
+def draw_for_the_joined_batch(part: slice) -> None:
+    """From now on this process draws for the whole batch and keeps its own rows, so that equally seeded ranks use the
+    very numbers that one process would. A draw counts as one per sample if its first dimension is the batch."""
+    half = BATCH // 2
+    for kind in ("rand", "randn", "randint"):
+        real = getattr(torch, kind)
+        if hasattr(real, "joined"):
+            continue
+
+        def drawn(*args: Any, real: Any = real, kind: str = kind, **kwargs: Any) -> Tensor:
+            sizes = next((n for n, a in enumerate(args) if isinstance(a, (tuple, list, torch.Size))), None)
+            given = list(args[sizes] if sizes is not None else args)
+            if (kind == "randint" and sizes is None) or not given or given[0] != half:
+                return real(*args, **kwargs)
+            whole = [BATCH, *given[1:]]
+            full = real(*whole, **kwargs) if sizes is None else real(*args[:sizes], whole, *args[sizes + 1 :], **kwargs)
+            return full[part]
+
+        drawn.joined = True  # type: ignore[attr-defined]
+        setattr(torch, kind, drawn)
+    torch.rand_like = lambda x, **k: torch.rand(x.shape, **k)  # type: ignore[assignment]
+    torch.randn_like = lambda x, **k: torch.randn(x.shape, **k)  # type: ignore[assignment]
+
+
+def rank_step(name: str, backbone: str, part: slice | None) -> dict[str, Tensor]:
+    """Two optimiser steps; with a part, of a batch that the ranks share."""
+    objective = build(name, backbone)
+    model: nn.Module = objective
+    if part is not None:
+        model = DistributedDataParallel(synchronise(objective), find_unused_parameters=True)
+        draw_for_the_joined_batch(part)
+    optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
+    for n in range(2):
+        batch = batch_of(objective, seed=n)
+        if part is not None:
+            batch = {
+                "views": [{k: v[part] for k, v in view.items()} for view in batch["views"]],
+                "label": batch["label"][part],
+                "index": batch["index"][part],
+            }
+        torch.manual_seed(50 + n)
+        loss = model(batch).value
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        objective.after_step((n + 1) / 2)
+    return {k: v.clone() for k, v in objective.state_dict().items()}
+
+
+def worker(rank: int, folder: str, names: list[tuple[str, str]]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    half = BATCH // 2
+    found = {case: rank_step(*case, slice(rank * half, rank * half + half)) for case in names}
+    torch.save(found, f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, Tensor]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    torch.multiprocessing.spawn(worker, (str(folder), CASES), nprocs=2)
+    return [torch.load(folder / f"{r}.pt") for r in range(2)]
+
+
+@cases
+def test_two_ranks_learn_what_one_learns_from_the_joined_batch(
+    name: str, backbone: str, ranks: list[dict[tuple[str, str], dict[str, Tensor]]]
+) -> None:
+    alone = rank_step(name, backbone, None)
+    for found in ranks:
+        for key, value in found[name, backbone].items():
+            torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
