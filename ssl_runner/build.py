@@ -67,7 +67,8 @@ def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     opened: Source = make(config["data"])
     _same_shape(config["backbone"], opened.facts["shape"])
     groups = ("views", "backbone", "objective", "evaluators")
-    filled = {group: fill(config[group], opened.facts) for group in groups if group in config}
+    facts = {**opened.facts, "samples": len(opened.split("pretrain"))}
+    filled = {group: fill(config[group], facts) for group in groups if group in config}
     return opened, {**config, **filled}
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import typing
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import yaml
 from hydra import compose, initialize_config_module
+from hydra.utils import get_class
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,6 +20,7 @@ from ssl_runner.build import fill
 from ssl_runner.compose import overrides, quoted
 from ssl_runner.config import check, plain
 from ssl_runner.errors import RequestError
+from ssl_runner.types import TokenBackbone
 
 CONF = Path(__file__).parent.parent / "conf"
 TASKS = sorted(p.stem for p in (CONF / "task").glob("[!_]*.yaml"))
@@ -68,8 +71,13 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
         "timm": ["backbone.name=resnet18"],
         "multi-node": ["device.num_nodes=2"],
     }.get(choice, [])
-    if (group == "objective" and choice == "supervised") or group == "views":
+    if group == "views":
         args.append("objective=supervised")
+    if group == "objective":
+        cls = get_class(yaml.safe_load((CONF / group / f"{choice}.yaml").read_text())["_target_"])
+        args += ["views=plain"] if cls.views in (None, 1) else []  # type: ignore[attr-defined]
+        wanted = typing.get_type_hints(cls.__init__)["backbone"]  # type: ignore[misc]
+        args += ["backbone=encoder"] if issubclass(wanted, TokenBackbone) else []
     check(composed(*args))
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import traceback
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,18 @@ from ssl_runner.types import Backbone, Batch, Objective, TokenBackbone
 
 CONF = Path(__file__).parent.parent / "conf" / "objective"
 OBJECTIVES = sorted(p.stem for p in CONF.glob("[!_]*.yaml"))
-SMALL = {"hidden": 16, "dim": 8, "queue": 32, "prototypes": 6, "width": 16, "depth": 1, "heads": 2, "codes": 8}
+SMALL = {
+    "hidden": 16,
+    "dim": 8,
+    "queue": 32,
+    "prototypes": 6,
+    "width": 16,
+    "depth": 1,
+    "heads": 2,
+    "codes": 8,
+    "noise": 16,
+}
+SMALL |= {"permutations": 8}
 FACTS = {"shape": (3, 8, 8), "size": 8, "num_classes": 3, "samples": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3}
 BATCH, STEPS = 8, 30
 
@@ -123,10 +136,19 @@ def test_gradients_reach_what_learns_and_nothing_else(name: str, backbone: str) 
 
 
 @cases
-def test_the_loss_falls_on_a_fixed_batch(name: str, backbone: str) -> None:
+def test_training_lowers_the_loss_on_a_fixed_batch(name: str, backbone: str) -> None:
+    """Against what it would be with the first weights and all other state (teacher, centre, queue) as it is now: a
+    teacher that moves may well raise the loss itself."""
     objective = build(name, backbone)
-    losses = steps(objective, optimizer_for(objective), range(STEPS), STEPS)
-    assert sum(losses[-5:]) < sum(losses[:5])
+    first = {n: p.detach().clone() for n, p in objective.named_parameters() if p.requires_grad}
+    steps(objective, optimizer_for(objective), range(STEPS), STEPS)
+    untrained = copy.deepcopy(objective)
+    untrained.load_state_dict({**untrained.state_dict(), **first})
+    losses = []
+    for each in (objective, untrained):
+        torch.manual_seed(3)
+        losses.append(each(batch_of(each)).value.item())
+    assert losses[0] < losses[1]
 
 
 @cases
@@ -171,28 +193,34 @@ def test_evaluation_changes_no_state(name: str, backbone: str) -> None:
 # -- two ranks -------------------------------------------------------------------------------------------------
 
 
-def draw_for_the_joined_batch(part: slice) -> None:
-    """From now on this process draws for the whole batch and keeps its own rows, so that equally seeded ranks use the
+@contextmanager
+def joined_draws(part: slice) -> Iterator[None]:
+    """Within it this process draws for the whole batch and keeps its own rows, so that equally seeded ranks use the
     very numbers that one process would. A draw counts as one per sample if its first dimension is the batch."""
     half = BATCH // 2
-    for kind in ("rand", "randn", "randint"):
-        real = getattr(torch, kind)
-        if hasattr(real, "joined"):
-            continue
+    real = {kind: getattr(torch, kind) for kind in ("rand", "randn", "randint", "rand_like", "randn_like")}
 
-        def drawn(*args: Any, real: Any = real, kind: str = kind, **kwargs: Any) -> Tensor:
-            sizes = next((n for n, a in enumerate(args) if isinstance(a, (tuple, list, torch.Size))), None)
-            given = list(args[sizes] if sizes is not None else args)
-            if (kind == "randint" and sizes is None) or not given or given[0] != half:
-                return real(*args, **kwargs)
+    def patched(kind: str) -> Callable[..., Tensor]:
+        def drawn(*args: Any, **kwargs: Any) -> Tensor:
+            at = next((n for n, a in enumerate(args) if isinstance(a, (tuple, list, torch.Size))), None)
+            given = list(args if at is None else args[at])
+            if (kind == "randint" and at is None) or not given or given[0] != half:
+                return real[kind](*args, **kwargs)
             whole = [BATCH, *given[1:]]
-            full = real(*whole, **kwargs) if sizes is None else real(*args[:sizes], whole, *args[sizes + 1 :], **kwargs)
-            return full[part]
+            before, after = ((), ()) if at is None else (args[:at], args[at + 1 :])
+            return real[kind](*before, whole, *after, **kwargs)[part]
 
-        drawn.joined = True  # type: ignore[attr-defined]
-        setattr(torch, kind, drawn)
-    torch.rand_like = lambda x, **k: torch.rand(x.shape, **k)  # type: ignore[assignment]
-    torch.randn_like = lambda x, **k: torch.randn(x.shape, **k)  # type: ignore[assignment]
+        return drawn
+
+    try:
+        for kind in ("rand", "randn", "randint"):
+            setattr(torch, kind, patched(kind))
+        torch.rand_like = lambda x, **k: torch.rand(x.shape, **k)  # type: ignore[assignment]
+        torch.randn_like = lambda x, **k: torch.randn(x.shape, **k)  # type: ignore[assignment]
+        yield
+    finally:
+        for kind, function in real.items():
+            setattr(torch, kind, function)
 
 
 def rank_step(name: str, backbone: str, part: slice | None) -> dict[str, Tensor]:
@@ -201,7 +229,9 @@ def rank_step(name: str, backbone: str, part: slice | None) -> dict[str, Tensor]
     model: nn.Module = objective
     if part is not None:
         model = DistributedDataParallel(synchronise(objective), find_unused_parameters=True)
-        draw_for_the_joined_batch(part)
+        if hasattr(objective, "draw"):  # masks of I-JEPA: drawn in a loop of no fixed shape
+            draw = objective.draw
+            objective.draw = lambda batch: tuple(each[part] for each in draw(BATCH))
     optimizer = torch.optim.SGD([p for p in objective.parameters() if p.requires_grad], lr=0.05)
     for n in range(2):
         batch = batch_of(objective, seed=n)
@@ -212,7 +242,8 @@ def rank_step(name: str, backbone: str, part: slice | None) -> dict[str, Tensor]
                 "index": batch["index"][part],
             }
         torch.manual_seed(50 + n)
-        loss = model(batch).value
+        with nullcontext() if part is None else joined_draws(part):
+            loss = model(batch).value
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -224,7 +255,12 @@ def worker(rank: int, folder: str, names: list[tuple[str, str]]) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
     half = BATCH // 2
-    found = {case: rank_step(*case, slice(rank * half, rank * half + half)) for case in names}
+    found: dict[tuple[str, str], Any] = {}
+    for case in names:
+        try:
+            found[case] = rank_step(*case, slice(rank * half, rank * half + half))
+        except Exception:  # told by this case's own test, so that the others' are not lost
+            found[case] = traceback.format_exc()
     torch.save(found, f"{folder}/{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()
@@ -243,5 +279,6 @@ def test_two_ranks_learn_what_one_learns_from_the_joined_batch(
 ) -> None:
     alone = rank_step(name, backbone, None)
     for found in ranks:
+        assert not isinstance(found[name, backbone], str), found[name, backbone]
         for key, value in found[name, backbone].items():
-            torch.testing.assert_close(value, alone[key], rtol=1e-4, atol=1e-5, msg=lambda m, k=key: f"{k}: {m}")
+            torch.testing.assert_close(value, alone[key], rtol=1e-3, atol=5e-5, msg=lambda m, k=key: f"{k}: {m}")

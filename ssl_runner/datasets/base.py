@@ -73,6 +73,7 @@ class Source:
       size         the last of shape: the side to which crops are brought
       mean, std    per channel, on the scale 0..1, of the training part
       num_classes  0 where there are no labels
+    and, of every source, `samples`: how many its pretrain part has.
     """
 
     labelled: ClassVar[bool | None] = True  # None: known only once opened

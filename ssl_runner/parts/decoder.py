@@ -1,34 +1,42 @@
-"""From one feature vector back to an image: what pixel-predicting objectives put on a backbone."""
+"""A light transformer between an encoder's tokens and what they predict: MAE's decoder, I-JEPA's predictor."""
 
 from __future__ import annotations
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
+
+from ssl_runner.backbones.encoder import Encoder
+from ssl_runner.backbones.stems import Stem
+from ssl_runner.errors import RequestError
+
+
+class _Positions(Stem):
+    """(B, L, dim) tokens get learned positions."""
+
+    def __init__(self, length: int, dim: int):
+        super().__init__()
+        self.dim = dim
+        self.pos_embed = nn.Parameter(torch.empty(1, length, dim))
+        nn.init.trunc_normal_(self.pos_embed, std=0.02)
+
+    def forward(self, patches: Tensor) -> Tensor:
+        return patches + self.pos_embed
 
 
 class Decoder(nn.Module):
-    """A vector is laid out on a small map, which convolutions enlarge twofold, step by step: (B, dim) -> (B, C, H, W).
+    """A light transformer of its own width between an encoder's tokens and what they predict.
 
-    shape: (C, H, W) of the output; any H and W. width: channels of the maps in between.
-    The first map is the output halved until its longer side is at most 4.
+    length: L. width: of the encoder's tokens. dim, depth, heads: of the decoder. out: width of a prediction.
+
+    `enter` and `leave` are its linear ends, `mask_token` (dim,) stands for a token that is to be predicted, and
+    `trunk` has positions (`embed`) and blocks (`encode`). Raises RequestError when heads does not divide dim.
     """
 
-    def __init__(self, dim: int, shape: tuple[int, int, int], width: int):
+    def __init__(self, *, length: int, width: int, dim: int, out: int, depth: int, heads: int):
         super().__init__()
-        channels, *side = shape
-        self.sizes = [tuple(side)]
-        while max(self.sizes[0]) > 4:
-            self.sizes.insert(0, tuple((s + 1) // 2 for s in self.sizes[0]))
-        height, across = self.sizes[0]
-        self.first = nn.Linear(dim, width * height * across)
-        self.steps = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
-            for _ in self.sizes
-        )
-        self.last = nn.Conv2d(width, channels, 3, padding=1)
-
-    def forward(self, features: Tensor) -> Tensor:
-        maps = self.first(features).unflatten(1, (-1, *self.sizes[0]))
-        for size, step in zip(self.sizes, self.steps, strict=True):
-            maps = step(F.interpolate(maps, size=size))
-        return self.last(maps)
+        if dim % heads:
+            raise RequestError(f"objective.heads={heads}: does not divide objective.dim={dim}")
+        self.enter, self.leave = nn.Linear(width, dim), nn.Linear(dim, out)
+        self.mask_token = nn.Parameter(torch.empty(dim))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.trunk = Encoder(stem=_Positions(length, dim), depth=depth, heads=heads)

@@ -1,0 +1,96 @@
+"""Unsupervised Feature Learning via Non-Parametric Instance Discrimination.
+
+Wu, Xiong, Yu, Lin, CVPR 2018. https://arxiv.org/abs/1805.01978
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt
+from torch import Tensor, nn
+
+from ssl_runner.errors import RequestError
+from ssl_runner.parts.gather import gather
+from ssl_runner.types import Backbone, Batch, Loss, Objective
+
+
+class InstDisc(Objective):
+    """Section 3: every sample is a class, its weights are the sample's last feature, kept in a memory bank.
+
+    samples: n, how many the pretraining part has. dim: of a feature, a linear layer on the backbone.
+    noise: m, rows of the memory drawn as noise, the same for the whole batch.
+    temperature: tau of Equation 2. proximal: lambda of Equation 10.
+
+    In evaluation mode a sample has no row of its own: the row nearest to it stands in, and nothing is written.
+    """
+
+    views = 1
+    memory: Tensor
+    z: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        *,
+        samples: Annotated[int, Gt(0)],
+        dim: Annotated[int, Gt(0)] = 128,
+        noise: Annotated[int, Gt(0)] = 4096,
+        temperature: Annotated[float, Gt(0)] = 0.07,
+        proximal: Annotated[float, Ge(0)] = 30.0,
+    ):
+        super().__init__()
+        self.backbone = backbone
+        self.embedding = nn.Linear(backbone.dim, dim)
+        self.noise, self.temperature, self.proximal = noise, temperature, proximal
+        self.register_buffer("memory", F.normalize(torch.randn(samples, dim), dim=1))
+        self.register_buffer("z", torch.zeros(()))  # the constant Z of Equation 5; 0 until the first batch
+
+    def forward(self, batch: Batch) -> Loss:
+        (view,), index, memory = batch["views"], batch["index"], self.memory.float()
+        if self.training and int(index.max()) >= len(memory):
+            raise RequestError(
+                f"objective.samples={len(memory)}: the data has a sample number {int(index.max())}; "
+                "give the number of samples of its pretraining part"
+            )
+        feature = F.normalize(self.embedding(self.backbone(**view)).float(), dim=1)
+        with torch.autocast(feature.device.type, enabled=False), torch.no_grad():
+            own = memory[index if self.training else (feature @ memory.T).argmax(1)]
+        drawn = memory[torch.randint(len(memory), (self.noise,)).to(memory.device)]
+        z = torch.where(self.z > 0, self.z.float(), partition(feature, drawn, len(memory), self.temperature))
+        contrast = nce(feature, own, drawn, z, len(memory), self.temperature)
+        drift = (feature - own).square().sum(1).mean()
+        if self.training:
+            self._remember(feature, index, z)
+        terms = {"nce": contrast.detach(), "drift": drift.detach()}
+        return Loss(contrast + self.proximal * drift, terms)
+
+    @torch.no_grad()
+    def _remember(self, feature: Tensor, index: Tensor, z: Tensor) -> None:
+        """Section 3.1: the features of all ranks take their rows of the memory."""
+        self.z.copy_(z)
+        self.memory[gather(index)] = gather(feature.detach()).to(self.memory.dtype)
+
+
+@torch.no_grad()
+def partition(feature: Tensor, drawn: Tensor, samples: int, temperature: float) -> Tensor:
+    """Z, Equation 8: n times the mean of exp(v . f / tau) over the (m, dim) drawn rows and the batch of all ranks."""
+    with torch.autocast(feature.device.type, enabled=False):
+        mean = (feature @ drawn.T / temperature).exp().mean()
+    return samples * gather(mean[None]).mean()
+
+
+def nce(feature: Tensor, own: Tensor, drawn: Tensor, z: Tensor, samples: int, temperature: float) -> Tensor:
+    """J_NCE, Equations 4 to 7, averaged over the B features. In fp32.
+
+    feature, own: (B, dim) unit rows, and their classes' rows of the memory. drawn: (m, dim) rows of the memory,
+    noise from the uniform distribution 1 / n over the n = samples classes. z: the constant Z, a scalar.
+    """
+    # log of P(i|v) / (m P_n): the posterior h of Equation 6 is its sigmoid
+    offset = torch.log(z) + torch.log(torch.tensor(len(drawn) / samples, device=z.device))
+    with torch.autocast(feature.device.type, enabled=False):
+        data = (feature * own).sum(1) / temperature - offset
+        noise = feature @ drawn.T / temperature - offset
+    return -(F.logsigmoid(data) + F.logsigmoid(-noise).sum(1)).mean()

@@ -1,0 +1,66 @@
+"""MAE: Masked Autoencoders Are Scalable Vision Learners.
+
+He, Chen, Xie, Li, Dollar, Girshick, CVPR 2022. https://arxiv.org/abs/2111.06377
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from annotated_types import Gt, Lt
+from torch import Tensor
+
+from ssl_runner.parts.decoder import Decoder
+from ssl_runner.parts.masking import random_mask, restore, shown
+from ssl_runner.parts.patches import masked_mean, normalised, patch_sizes
+from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+
+
+class MAE(Objective):
+    """Section 3: the encoder sees the visible patches alone, and a light decoder rebuilds the hidden ones.
+
+    shape: of a sample. ratio: share of the patches that is hidden. dim, depth, heads: of the decoder.
+    normalise: predict each patch relative to its own mean and deviation (Section 3, "Reconstruction target").
+
+    Positions are the backbone's own and, in the decoder, learned ones; the paper has fixed sines.
+    """
+
+    views = 1
+
+    def __init__(
+        self,
+        backbone: TokenBackbone,
+        *,
+        shape: tuple[int, ...],
+        ratio: Annotated[float, Gt(0), Lt(1)] = 0.75,
+        dim: Annotated[int, Gt(0)] = 512,
+        depth: Annotated[int, Gt(0)] = 8,
+        heads: Annotated[int, Gt(0)] = 16,
+        normalise: bool = True,
+    ):
+        super().__init__()
+        self.backbone: TokenBackbone = backbone
+        self.ratio, self.normalise = ratio, normalise
+        length, out = patch_sizes(backbone, shape)
+        self.decoder = Decoder(length=length, width=backbone.dim, dim=dim, out=out, depth=depth, heads=heads)
+
+    def forward(self, batch: Batch) -> Loss:
+        view = batch["views"][0]
+        patches, pad = self.backbone.patchify(view["x"]), view.get("pad")
+        mask = random_mask(len(patches), patches.shape[1], self.ratio, patches.device)
+        prediction = self.predict(patches, mask, pad)
+        target = normalised(patches) if self.normalise else patches
+        return Loss(reconstruction(prediction, target, mask if pad is None else mask & ~pad))
+
+    def predict(self, patches: Tensor, mask: Tensor, pad: Tensor | None = None) -> Tensor:
+        """(B, L, P) patches and (B, L), True where hidden -> (B, L, P). "MAE encoder" and "MAE decoder"."""
+        tokens = shown(self.backbone.embed(patches), mask)
+        seen_pad = None if pad is None else pad[~mask].view(len(pad), -1)
+        visible = self.decoder.enter(self.backbone.encode(tokens, seen_pad))
+        full = self.decoder.trunk.embed(restore(visible, mask, self.decoder.mask_token))
+        return self.decoder.leave(self.decoder.trunk.encode(full, pad))
+
+
+def reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
+    """Section 3: the squared error of (B, L, P) patches, averaged over the values of those that are hidden."""
+    return masked_mean((prediction.float() - target.float()).square().mean(2), mask)
