@@ -15,7 +15,7 @@ from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.errors import RequestError
 from ssl_runner.seeds import derive
-from ssl_runner.types import Embed
+from ssl_runner.types import Embed, Samples
 from ssl_runner.views.base import Views
 
 
@@ -173,6 +173,14 @@ class DataModule(pl.LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             prefetch_factor=4 if workers else None,
         )
+
+
+def glimpse(source: Source, views: Views, split: Split, count: int, seed: int) -> Samples:
+    """The first samples of a split, read as training reads them in its first epoch."""
+    dataset = source.split(split)
+    keys = [(n, derive(seed, "draw", 0, n)) for n in range(min(count, len(dataset)))]
+    reading: Any = Reading(dataset, views.crops, source.on_broken, True) if isinstance(dataset, Ragged) else dataset
+    return reading.__getitems__(keys)
 
 
 def _as_fetched(samples: Any) -> Any:

@@ -10,15 +10,13 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ssl_runner import build, devices, runs
-from ssl_runner.datasets.base import Ragged
-from ssl_runner.datasets.reading import Reading
+from ssl_runner import build, devices, pictures, runs
+from ssl_runner.data import glimpse
 from ssl_runner.durations import Clock
 from ssl_runner.seeds import derive
-from ssl_runner.types import Batch, Objective, Samples, View, as_batch
+from ssl_runner.types import Batch, Objective, as_batch, as_float
 
 PICTURE = "views.png"
-SHOWN = 8  # samples in the picture
 
 
 def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -35,16 +33,16 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     accelerator = devices.accelerator(config["device"]["accelerator"])
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
 
-    keys = [(n, derive(config["seed"], "draw", 0, n)) for n in range(min(SHOWN, len(dataset)))]
-    reading: Any = (
-        Reading(dataset, parts.views.crops, source.on_broken, True) if isinstance(dataset, Ragged) else dataset
-    )
-    samples = reading.__getitems__(keys)
+    samples = glimpse(source, parts.views, split, pictures.SHOWN, config["seed"])  # type: ignore[arg-type]
     torch.manual_seed(derive(config["seed"], "step", 0, 0))
     views = parts.views(samples)
 
     runs.claim(folder, config)
-    shown = draw(samples, views, parts.views.last, folder / PICTURE)
+    columns = [pictures.undo(view["x"], parts.views.last) for view in views]
+    first = samples["inputs"][0]["x"]
+    if not samples.get("cropped", False) and first.dtype == torch.uint8:
+        columns.insert(0, as_float(first))
+    shown = pictures.draw(columns, folder / PICTURE)
     memory = estimate_memory(
         objective,
         optimizer,
@@ -118,35 +116,6 @@ def estimate_memory(
     states = 2 if "betas" in optimizer.defaults else 1
     scale = global_batch / len(batch["index"]) * (0.5 if mixed else 1.0)
     return int(weights + trained * (1 + states) + activations * scale)
-
-
-def draw(samples: Samples, views: list[View], last: nn.ModuleDict, path: Path) -> bool:
-    """A row per sample: as it is, then each of its views, normalisation undone. False if they are no images."""
-    if any(view["x"].ndim != 4 or view["x"].shape[1] not in (1, 3) for view in views):
-        return False
-    from PIL import Image
-
-    columns = [denormalised(view["x"], last) for view in views]
-    first = samples["inputs"][0]["x"]
-    if not samples.get("cropped", False) and first.dtype == torch.uint8:
-        columns.insert(0, first.float() / 255)
-    side = max(64, max(c.shape[-1] for c in columns))
-    grid = [nn.functional.interpolate(c, size=(side, side), mode="nearest") for c in columns]
-    grid = [nn.functional.pad(c.expand(-1, 3, -1, -1), (2, 2, 2, 2), value=1.0) for c in grid]
-    rows = torch.cat([torch.cat(list(c), dim=1) for c in grid], dim=2)
-    pixels = rows.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.frombytes("RGB", (pixels.shape[1], pixels.shape[0]), bytes(pixels.flatten().tolist())).save(path)
-    return True
-
-
-def denormalised(x: Tensor, last: nn.ModuleDict) -> Tensor:
-    """Undoes the normalisation at the end of a view, whatever its place among the last transforms."""
-    for transform in reversed(list(last.values())):
-        mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
-        if isinstance(mean, Tensor) and isinstance(std, Tensor):
-            x = x * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
-    return x
 
 
 def _count(module: nn.Module) -> int:

@@ -19,7 +19,8 @@ import yaml
 from ssl_runner.errors import RequestError
 
 CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.json", "environment.json"
-BACKBONE, CHECKPOINTS, LAST, BEST = "backbone.safetensors", "checkpoints", "last.ckpt", "best.ckpt"
+BACKBONE, CHECKPOINTS, PICTURES = "backbone.safetensors", "checkpoints", "pictures"
+LAST, BEST = "last.ckpt", "best.ckpt"
 
 
 def is_main() -> bool:

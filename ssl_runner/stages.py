@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 
-from ssl_runner import build, devices, report, runs
+from ssl_runner import build, devices, pictures, report, runs
 from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, TableLogger
 from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
-from ssl_runner.data import DataModule
+from ssl_runner.data import DataModule, glimpse
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
@@ -27,6 +27,7 @@ from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
 from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
+from ssl_runner.seeds import derive
 from ssl_runner.types import Backbone, Embed, Evaluator
 
 Metrics = dict[str, float]
@@ -41,6 +42,7 @@ def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
     parts = build.assemble(source, config)
     _, data, metrics = fit(parts, folder, monitor="-val/loss")
     if runs.is_main():
+        draw(parts, data, folder / runs.PICTURES)
         metrics |= evaluations(config, evaluators, parts.objective.backbone, data)
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
@@ -282,6 +284,17 @@ def evaluations(
         for suffix, embed in embeds.items():
             metrics |= {f"{name}/{k}{suffix}": v for k, v in evaluator(embed, data).items()}
     return metrics
+
+
+def draw(parts: build.Parts, data: DataModule, folder: Path) -> None:
+    """Writes what the objective does with a few samples that it did not train on, where it has something to show."""
+    seed, split = parts.config["seed"], "val" if len(parts.source.split("val")) else data.train_split
+    samples = glimpse(parts.source, parts.views, split, pictures.SHOWN, seed)
+    torch.manual_seed(derive(seed, "pictures"))
+    parts.objective.to(data.device)
+    parts.views.to(data.device)
+    for path in pictures.write(parts.objective, parts.views, samples, data.device, folder):
+        say(f"picture: {path}")
 
 
 @torch.no_grad()

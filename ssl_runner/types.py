@@ -58,6 +58,10 @@ class TokenBackbone(Backbone):
         """(B, ...) -> (B, L, P) values, or (B, L) ids."""
         raise NotImplementedError
 
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """The inverse of patchify."""
+        raise NotImplementedError
+
     def embed(self, patches: Tensor) -> Tensor:
         """Patches -> (B, L, dim) tokens, positions added."""
         raise NotImplementedError
@@ -85,6 +89,14 @@ class Objective(nn.Module):
 
     def after_step(self, progress: float) -> None:
         """Called after each real optimiser step; progress in [0, 1]. Momentum teachers, centres."""
+
+    def show(self, batch: Batch) -> Mapping[str, list[Tensor]]:
+        """What it makes of a batch, to look at: reconstructions, samples, puzzles.
+
+        name -> columns, each (n, ...) in the units of the views, a row for each sample. Called in evaluation mode
+        without gradients. Nothing, where there is nothing to see.
+        """
+        return {}
 
 
 class Transform(nn.Module):

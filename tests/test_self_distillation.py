@@ -15,6 +15,7 @@ from ssl_runner.objectives import byol, dino, simsiam
 from ssl_runner.objectives.byol import BYOL
 from ssl_runner.objectives.dino import DINO
 from ssl_runner.objectives.simsiam import SimSiam
+from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.types import Backbone, Batch, Objective
 
 
@@ -196,8 +197,8 @@ def test_dino_centre_is_equation_4_and_moves_after_its_use() -> None:
     objective.centre.copy_(torch.randn(7))
     twin = copy.deepcopy(objective)
     old = objective.centre.clone()
-    teacher = [twin.teacher_head(z) for z in dino.embed_together(twin.teacher_backbone, batch["views"][:2])]
-    student = [twin.head(z) for z in dino.embed_together(twin.backbone, batch["views"])]
+    teacher = [twin.teacher_head(z) for z in embed_together(twin.teacher_backbone, batch["views"][:2])]
+    student = [twin.head(z) for z in embed_together(twin.backbone, batch["views"])]
     wanted = dino.cross_view(student, twin.targets(teacher), 0.1)
     torch.testing.assert_close(objective(batch).value, wanted)
     every = [row for each in teacher for row in rows(each)]
@@ -250,7 +251,7 @@ def test_dino_last_layer_is_still_at_first_and_learns_later(optimizer: type) -> 
 def test_dino_joins_views_of_one_size_and_no_others() -> None:
     torch.manual_seed(0)
     backbone, batch = Flat().eval(), some(4, 4, 3, 3, 3)
-    together = dino.embed_together(backbone, batch["views"])
+    together = embed_together(backbone, batch["views"])
     assert backbone.calls == 2
     for each, view in zip(together, batch["views"], strict=True):
         torch.testing.assert_close(each, backbone(**view))
@@ -266,7 +267,7 @@ def test_dino_joins_padding_too() -> None:
 
     x = torch.arange(6.0).view(2, 3)
     views = [{"x": x, "pad": x > 3}, {"x": -x, "pad": x > 1}]
-    first, second = dino.embed_together(Padded(), views)
+    first, second = embed_together(Padded(), views)
     assert (first.flatten().tolist(), second.flatten().tolist()) == ([3, 3], [-1, 0])
 
 

@@ -50,6 +50,10 @@ class Encoder(TokenBackbone):
         """(B, ...) -> (B, L, P) values, or (B, L) ids."""
         return self.stem.patchify(x)
 
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """The inverse of patchify."""
+        return self.stem.unpatchify(patches)
+
     def embed(self, patches: Tensor) -> Tensor:
         """Patches -> (B, L, dim) tokens, positions added."""
         return self.stem(patches)

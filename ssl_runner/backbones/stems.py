@@ -19,6 +19,10 @@ class Stem(nn.Module):
         """(B, ...) -> (B, L, P) values, or (B, L) ids."""
         raise NotImplementedError
 
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """The inverse of patchify."""
+        raise NotImplementedError
+
     def forward(self, patches: Tensor) -> Tensor:
         """Patches -> (B, L, dim)."""
         raise NotImplementedError
@@ -94,6 +98,10 @@ class Discrete(Stem):
     def patchify(self, x: Tensor) -> Tensor:
         """(B, L) ids, as they are."""
         return x
+
+    def unpatchify(self, patches: Tensor) -> Tensor:
+        """(B, L) ids, as they are."""
+        return patches
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, L) ids -> (B, L, dim). Raises RequestError when L exceeds `length`."""

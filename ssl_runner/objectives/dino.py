@@ -12,12 +12,12 @@ import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ssl_runner.errors import RequestError
 from ssl_runner.parts.gather import all_reduce, world_size
+from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.parts.teacher import Teacher
-from ssl_runner.types import Backbone, Batch, Loss, Objective, View
+from ssl_runner.types import Backbone, Batch, Loss, Objective
 
 Share = Annotated[float, Ge(0), Le(1)]
 Width = Annotated[int, Gt(0)]
@@ -68,13 +68,6 @@ class DINO(Objective):
         self.large, self.temperature, self.frozen = large, temperature, frozen
         self.teacher_start, self.teacher_end, self.teacher_warmup = teacher_start, teacher_end, teacher_warmup
         self.centre_momentum = centre_momentum
-        self.train()
-
-    def train(self, mode: bool = True) -> DINO:
-        """The teacher drops nothing (drop-path is the student's alone); its BatchNorm follows `mode`."""
-        super().train(mode)
-        drop_nothing(self.teacher_backbone)
-        return self
 
     def forward(self, batch: Batch) -> Loss:
         """Algorithm 1. The centre moves after it was used, in training only."""
@@ -130,26 +123,9 @@ class Head(nn.Module):
             return F.linear(z, F.normalize(weight, dim=1))
 
 
-def drop_nothing(teacher: nn.Module) -> None:
-    """Puts all but BatchNorm, whose mode stays, in evaluation mode."""
-    for module in teacher.modules():
-        module.training = module.training and isinstance(module, _BatchNorm)
-
-
 def warm(progress: Tensor, warmup: float, start: float, end: float) -> Tensor:
     """(): from `start` to `end` in a straight line over the share `warmup` of training. In fp32."""
     return start + (end - start) * (progress.float() / max(warmup, 1e-8)).clamp(max=1)
-
-
-def embed_together(backbone: nn.Module, views: list[View]) -> list[Tensor]:
-    """Each view's (B, dim). Neighbours of equal shapes pass as one batch, as in the authors' code: one call,
-    and one set of BatchNorm statistics, for each resolution."""
-    embedded: list[Tensor] = []
-    for _, group in itertools.groupby(views, key=lambda view: {name: t.shape for name, t in view.items()}):
-        alike = list(group)
-        joined = {name: torch.cat([view[name] for view in alike]) for name in alike[0]}
-        embedded += backbone(**joined).chunk(len(alike))
-    return embedded
 
 
 def cross_view(student: list[Tensor], targets: list[Tensor], temperature: float) -> Tensor:

@@ -12,8 +12,9 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
-from ssl_runner.objectives.dino import Head, cross_view, drop_nothing, embed_together, move_centre, warm
+from ssl_runner.objectives.dino import Head, cross_view, move_centre, warm
 from ssl_runner.parts.gather import all_reduce
+from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone, View
 
@@ -74,12 +75,6 @@ class IBOT(Objective):
         self.ratio_low, self.ratio_high, self.masked = ratio_low, ratio_high, masked
         self.teacher_start, self.teacher_end, self.teacher_warmup = teacher_start, teacher_end, teacher_warmup
         self.centre_momentum = centre_momentum
-        self.train()
-
-    def train(self, mode: bool = True) -> IBOT:
-        super().train(mode)
-        drop_nothing(self.teacher_backbone)
-        return self
 
     def forward(self, batch: Batch) -> Loss:
         """Algorithm 1. The centres move after they were used, in training only."""

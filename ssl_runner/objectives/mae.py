@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from typing import Annotated
 
+import torch
 from annotated_types import Gt, Lt
 from torch import Tensor
 
 from ssl_runner.parts.decoder import Decoder
 from ssl_runner.parts.masking import random_mask, restore, shown
-from ssl_runner.parts.patches import masked_mean, normalised, patch_sizes
+from ssl_runner.parts.patches import denormalised, masked_mean, normalised, patch_sizes
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
 
 
@@ -59,6 +60,18 @@ class MAE(Objective):
         visible = self.decoder.enter(self.backbone.encode(tokens, seen_pad))
         full = self.decoder.trunk.embed(restore(visible, mask, self.decoder.mask_token))
         return self.decoder.leave(self.decoder.trunk.encode(full, pad))
+
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The input, what the encoder saw of it, and the input with the hidden patches rebuilt."""
+        view = batch["views"][0]
+        patches = self.backbone.patchify(view["x"])
+        mask = random_mask(len(patches), patches.shape[1], self.ratio, patches.device)
+        rebuilt = self.predict(patches, mask, view.get("pad")).float()
+        if self.normalise:
+            rebuilt = denormalised(rebuilt, patches)
+        seen = torch.where(mask[..., None], 0.0, patches)
+        whole = torch.where(mask[..., None], rebuilt, patches.float())
+        return {"reconstruction": [view["x"], self.backbone.unpatchify(seen), self.backbone.unpatchify(whole)]}
 
 
 def reconstruction(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:

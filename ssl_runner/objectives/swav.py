@@ -5,7 +5,6 @@ Caron, Misra, Mairal, Goyal, Bojanowski, Joulin, NeurIPS 2020. https://arxiv.org
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated, cast
 
 import torch
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from ssl_runner.errors import RequestError
 from ssl_runner.parts.gather import rank, world_size
 from ssl_runner.parts.heads import mlp
+from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.parts.queue import Queue
 from ssl_runner.parts.sinkhorn import sinkhorn
 from ssl_runner.types import Backbone, Batch, Loss, Objective, View
@@ -84,11 +84,7 @@ class SwAV(Objective):
 
     def project(self, views: list[View]) -> list[Tensor]:
         """(B, dim) of unit length for each view, fp32. One pass of the backbone per size, one of the head for all."""
-        parts = []
-        for _, group in itertools.groupby(views, key=lambda view: {name: t.shape for name, t in view.items()}):
-            alike = list(group)
-            parts.append(self.backbone(**{name: torch.cat([view[name] for view in alike]) for name in alike[0]}))
-        z = self.projector(torch.cat(parts))
+        z = self.projector(torch.cat(embed_together(self.backbone, views)))
         return list(F.normalize(z.float(), dim=1).chunk(len(views)))
 
     def past(self) -> list[Tensor]:

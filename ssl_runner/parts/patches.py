@@ -31,6 +31,12 @@ def normalised(patches: Tensor) -> Tensor:
     return (patches - mean) / (var + 1e-6).sqrt()
 
 
+def denormalised(values: Tensor, patches: Tensor) -> Tensor:
+    """The inverse of `normalised`: (B, L, P) values with the mean and deviation of the patches they stand for."""
+    var, mean = torch.var_mean(patches.float(), dim=2, keepdim=True, correction=0)
+    return values * (var + 1e-6).sqrt() + mean
+
+
 def masked_mean(values: Tensor, mask: Tensor) -> Tensor:
     """The mean of the (B, L) values where the mask is True, over all ranks' places of that kind.
 

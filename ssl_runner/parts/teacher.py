@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def cosine_momentum(start: float, end: float, progress: float) -> float:
@@ -21,7 +22,8 @@ class Teacher(nn.Module):
     start, end: momentum at the beginning and the end of training.
 
     Parameters and floating-point buffers (BatchNorm's running statistics) are averaged in fp32; integer buffers
-    (counters) are copied. It runs in the mode its owner is in, without gradients. `update` is for the owner's
+    (counters) are copied. It drops nothing, whatever its backbone's dropout and drop-path: those are the student's
+    alone (DINO, data2vec). Only its BatchNorm follows the owner's mode, as in BYOL. `update` is for the owner's
     `after_step`, or, where a paper moves the teacher first, for its forward.
     """
 
@@ -29,6 +31,13 @@ class Teacher(nn.Module):
         super().__init__()
         self.copy = copy.deepcopy(online).requires_grad_(False)
         self.start, self.end = start, end
+        self.train()
+
+    def train(self, mode: bool = True) -> Teacher:
+        super().train(mode)
+        for module in self.copy.modules():
+            module.training = mode and isinstance(module, _BatchNorm)
+        return self
 
     @torch.no_grad()
     def update(self, online: nn.Module, progress: float) -> None:
