@@ -39,7 +39,7 @@ class VerticalFlip(Transform):
 
 
 class Affine(Transform):
-    """A random affine map about the image's centre, of the same size, with probability p.
+    """A random affine map about the image's centre, of the same size, with probability p: rotation, shift, zoom, shear.
 
     degrees: the angle is uniform in [-degrees, degrees].
     translate: the shift is uniform within this share of the width and of the height, in whole pixels.
