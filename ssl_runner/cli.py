@@ -216,15 +216,23 @@ def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 
 def _left_behind(hydra: Any) -> Iterator[str]:
     """What a recipe set for its own choice of a group and now applies to the command line's choice as well."""
-    import yaml
-
     task = hydra.runtime.choices.get("task")
     chosen = {each.partition("=")[0] for each in hydra.overrides.task}
     for root in (_conf(), *_config_dirs(sys.argv)):
-        path = root / "task" / f"{task}.yaml"
-        stated = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        for group in chosen & set(stated) & set(GROUPS):
+        stated = _stated(root / "task", task)
+        for group in sorted(chosen & set(stated) & set(GROUPS)):
             yield f"note: the recipe {task} sets {group}: {stated[group]}, which now applies to your choice of {group}"
+
+
+def _stated(folder: Path, task: str) -> dict[str, Any]:
+    """What a recipe and the base recipes in its defaults say, by key."""
+    import yaml
+
+    path = folder / f"{task}.yaml"
+    own = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    bases = [each for each in own.get("defaults", []) if isinstance(each, str) and each != "_self_"]
+    found = [_stated(folder, base) for base in bases] + [own]
+    return {key: [each[key] for each in found if key in each][-1] for each in found for key in each}
 
 
 def _resume(args: Sequence[str]) -> int:

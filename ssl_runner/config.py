@@ -283,12 +283,11 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
     if "_target_" in config["objective"]:
         objective: Any = get_class(config["objective"]["_target_"])
         backbone = get_class(config["backbone"]["_target_"])
-        wanted = typing.get_type_hints(objective.__init__).get("backbone")
-        if inspect.isclass(wanted) and not issubclass(backbone, wanted):
-            yield (
-                "backbone",
-                f"{objective.__name__} needs a {wanted.__name__}, and {backbone.__name__} is none",
-            )
+        hint = typing.get_type_hints(objective.__init__).get("backbone")
+        wanted = [kind for kind in _alternatives(hint) if inspect.isclass(kind)]
+        if wanted and not issubclass(backbone, tuple(wanted)):
+            names = " or a ".join(kind.__name__ for kind in wanted)
+            yield "backbone", f"{objective.__name__} needs a {names}, and {backbone.__name__} is none"
         count = sum(branch.get("copies", 1) for branch in config["views"].get("branches", {}).values())
         if objective.views not in (None, count):
             yield "views", f"{objective.__name__} needs {objective.views} views, and these are {count}"

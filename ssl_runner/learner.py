@@ -49,6 +49,7 @@ class Learner(pl.LightningModule):
         self._train_mean, self._val_mean = Means(), Means()
         self._first_bad: Tensor | None = None
         self._clock_started = 0.0
+        optim.freeze(objective)
         if has_convolution(objective):
             objective.to(memory_format=torch.channels_last)
 
@@ -68,9 +69,9 @@ class Learner(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Samples, batch_idx: int) -> None:
         torch.manual_seed(derive(self.seed, "step", self.global_rank, batch_idx))
-        factor = self.schedule(self.progress(self.global_step), self.warmup)
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = group["base_lr"] * factor
+        progress = self.progress(self.global_step)
+        factor = self.schedule(progress, self.warmup)
+        self.optim.pace(self.trainer.optimizers[0], factor, progress)
 
     def training_step(self, samples: Samples, batch_idx: int) -> Tensor:
         loss = self.objective(self.batch(samples, self.views(samples)))
@@ -91,7 +92,7 @@ class Learner(pl.LightningModule):
             metrics = {f"train/{k}": v for k, v in self._train_mean.take().items()}
             metrics["train/lr"] = self.trainer.optimizers[0].param_groups[0]["lr"]
             metrics["speed/samples_per_s"] = micro_batches * self.clock.global_batch / accumulate / seconds
-            self._log(metrics)
+            self.record(metrics)
             self.train_metrics = metrics
 
     # -- validation -------------------------------------------------------------------------------------------
@@ -104,12 +105,12 @@ class Learner(pl.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = {f"val/{k}": v for k, v in self._val_mean.take(over_ranks=True).items()}
-        self._log(self.val_metrics)
+        self.record(self.val_metrics)
         self._clock_started = time.perf_counter()  # validation is no part of the training speed
 
     # -- both -------------------------------------------------------------------------------------------------
 
-    def _log(self, metrics: Mapping[str, float]) -> None:
+    def record(self, metrics: Mapping[str, float]) -> None:
         row = {**metrics, "epoch": self.global_step / self.clock.steps_per_epoch}
         for logger in self.loggers:
             logger.log_metrics(row, step=self.global_step)
@@ -168,8 +169,3 @@ def _channels_last(view: View) -> View:
     """Convolutions are faster so; a 4-D tensor that meets none loses nothing."""
     x = view["x"]
     return {**view, "x": x.contiguous(memory_format=torch.channels_last)} if x.ndim == 4 else view
-
-
-def frozen(backbone: nn.Module) -> nn.Module:
-    """The backbone as evaluators get it: in evaluation mode, without gradients."""
-    return backbone.eval().requires_grad_(False)

@@ -29,6 +29,7 @@ from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.seeds import derive
 from ssl_runner.types import Backbone, Embed, Evaluator
+from ssl_runner.watch import Watch
 
 Metrics = dict[str, float]
 Stage = Callable[[dict[str, Any], Path], Metrics]
@@ -167,6 +168,7 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
         ],
         callbacks=[
             Display(config["stage"]),
+            Watch(),
             Checkpoints(
                 folder / runs.CHECKPOINTS,
                 every=max(1, clock.steps(config["checkpoint_every"])),

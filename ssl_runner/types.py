@@ -71,6 +71,21 @@ class TokenBackbone(Backbone):
         raise NotImplementedError
 
 
+class MapBackbone(Backbone):
+    """What objectives on feature maps ask for: the last map, before it is pooled."""
+
+    def map_shape(self) -> tuple[int, int, int]:
+        """(channels, h, w) of a sample's map.
+
+        Raises RequestError where this backbone makes no map, or embeds by layers of weights behind it.
+        """
+        raise NotImplementedError
+
+    def maps(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, channels, h, w)."""
+        raise NotImplementedError
+
+
 class Objective(nn.Module):
     """One paper: a backbone, its heads and a loss. Knows no trainer.
 

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.backbones.timm import Timm
+from ssl_runner.backbones.vit import ViT
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import Backbone, View
 
@@ -42,6 +43,7 @@ BACKBONES = {
     "mobilenet": lambda: Timm(name="mobilenetv3_small_050", shape=(3, 32, 32)),
     "vit_oblong": lambda: Timm(name="test_vit4", shape=(3, 32, 48), options={"patch_size": 8}),
     "vit": lambda: Timm(name="test_vit", shape=(3, 32, 32), options={"patch_size": 8}),
+    "vit_tokens": lambda: ViT(name="test_vit", shape=(3, 32, 32), options={"patch_size": 8}),
     "image": lambda: encoder(Continuous(shape=(3, 8, 12), block=(4, 4), dim=16)),
     "series": lambda: encoder(Continuous(shape=(2, 24), block=(3,), dim=16)),
     "video": lambda: encoder(Continuous(shape=(1, 4, 8, 8), block=(2, 4, 4), dim=16)),
@@ -56,6 +58,7 @@ SAMPLES = {
     "mobilenet": (3, 32, 32),
     "vit_oblong": (3, 32, 48),
     "vit": (3, 32, 32),
+    "vit_tokens": (3, 32, 32),
     "image": (3, 8, 12),
     "series": (2, 24),
     "video": (1, 4, 8, 8),
@@ -255,13 +258,236 @@ def test_options_take_effect():
 
 def test_importing_a_backbone_does_not_import_timm():
     code = (
-        "import sys, ssl_runner.backbones.timm, ssl_runner.backbones.encoder, ssl_runner.optim.recipe, "
+        "import sys, ssl_runner.backbones.timm, ssl_runner.backbones.vit, ssl_runner.backbones.encoder, "
+        "ssl_runner.optim.recipe, "
         "ssl_runner.optim.schedules, ssl_runner.parts.batchnorm\n"
         "heavy = {'timm', 'transformers', 'torchvision', 'pytorch_lightning', 'sklearn', 'PIL'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+# -- maps of timm's nets ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "options", "expected"),
+    [
+        ("resnet18", (3, 64, 96), {}, (512, 2, 3)),
+        ("resnet10t", (1, 16, 16), {"small_stem": True, "options": TINY}, (128, 2, 2)),
+        ("test_efficientnet", (3, 64, 64), {}, (256, 2, 2)),
+        ("test_convnext", (3, 64, 96), {}, (64, 2, 3)),
+        ("swin_tiny_patch4_window7_224", (3, 64, 64), {"options": {"depths": [1, 1, 1, 1], "embed_dim": 24}}, None),
+    ],
+)
+def test_maps_are_what_is_pooled(name, shape, options, expected):
+    backbone = Timm(name=name, shape=shape, **options).train()
+    before = copy.deepcopy(backbone.state_dict())
+    channels, height, width = backbone.map_shape()
+    assert (channels, height, width) == (expected or (192, 2, 2))
+    assert backbone.training
+    assert backbone.model.training
+    assert all(torch.equal(v, before[k]) for k, v in backbone.state_dict().items()), "looking leaves no trace"
+    assert all(p.grad is None for p in backbone.parameters())
+    backbone.eval()
+    x = torch.randn(2, *shape)
+    maps = backbone.maps(x)
+    assert maps.shape == (2, channels, height, width)
+    if name != "test_convnext":  # which normalises what it pooled
+        torch.testing.assert_close(maps.mean((2, 3)), backbone(x), rtol=1e-3, atol=1e-4)
+    (maps * torch.randn_like(maps)).sum().backward()
+    assert [n for n, p in backbone.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("test_vit", r"test_vit makes no map.*backbone=vit_tiny backbone\.name=test_vit"),
+        ("mobilenetv3_small_050", r"layers behind its last map \(conv_head\.weight"),
+    ],
+)
+def test_a_model_without_maps_says_so(name, message):
+    with pytest.raises(RequestError, match=message):
+        Timm(name=name, shape=(3, 64, 64)).map_shape()
+
+
+# -- timm's vision transformers, token by token ----------------------------------------------------------
+
+VITS = {
+    "class": ("test_vit", {}),
+    "class_avg": ("test_vit", {"global_pool": "avg"}),
+    "class_avg_of_normed": ("test_vit", {"global_pool": "avg", "fc_norm": False}),
+    "class_registers": ("test_vit", {"reg_tokens": 3}),
+    "class_registers_without_positions": ("test_vit", {"reg_tokens": 2, "no_embed_class": True}),
+    "registers_avg": ("test_vit2", {}),
+    "registers_avg_rmsnorm": ("test_vit4", {}),
+    "nothing_but_patches": ("test_vit", {"class_token": False, "global_pool": "avg"}),
+    "no_positions": ("test_vit", {"pos_embed": "none"}),
+    "norms_everywhere": ("test_vit", {"pre_norm": True, "qk_norm": True, "embed_norm_layer": "layernorm"}),
+    "one_size": ("test_vit", {"dynamic_img_size": False}),
+}
+every_vit = pytest.mark.parametrize("kind", VITS)
+
+
+def vit(kind: str, **options) -> ViT:
+    """24 patches of 8x4 pixels, every weight random, norms' too."""
+    torch.manual_seed(0)
+    name, given = VITS[kind]
+    backbone = ViT(name=name, shape=(3, 32, 24), options={"patch_size": [8, 4], "depth": 2, **given, **options})
+    with torch.no_grad():
+        for p in backbone.parameters():
+            p.add_(0.1 * torch.randn_like(p))
+    return backbone
+
+
+def images(batch: int = 3) -> Tensor:
+    torch.manual_seed(1)
+    return torch.randn(batch, 3, 32, 24)
+
+
+@every_vit
+@torch.no_grad()
+def test_vit_steps_are_timms(kind):
+    backbone, x = vit(kind).eval(), images()
+    model = backbone.model
+    patches = backbone.patchify(x)
+    assert (backbone.grid, patches.shape) == ((4, 6), (3, 24, 96))
+    assert torch.equal(patches[:, 7], x[:, :, 8:16, 4:8].flatten(1))  # second row, second column
+    assert torch.equal(backbone.unpatchify(patches), x)
+    extra = model.num_prefix_tokens
+    tokens = backbone.embed(patches)
+    torch.testing.assert_close(tokens, model._pos_embed(model.patch_embed(x))[:, extra:])
+    features = model.forward_features(x)
+    encoded = backbone.encode(tokens)
+    torch.testing.assert_close(encoded, model.fc_norm(features[:, extra:]))
+    assert torch.equal(backbone(x), model.fc_norm(model.pool(features)))
+    *_, last = backbone.layers(tokens)
+    torch.testing.assert_close(model.fc_norm(model.norm(last)), encoded)
+    if kind == "class_avg_of_normed":
+        torch.testing.assert_close(encoded.mean(1), backbone(x))
+
+
+@every_vit
+def test_vit_encode_trains_every_weight(kind):
+    backbone = vit(kind).train()
+    tokens = backbone.encode(backbone.embed(backbone.patchify(images())))
+    (tokens * torch.randn_like(tokens)).sum().backward()
+    assert [n for n, p in backbone.named_parameters() if p.grad is None or not p.grad.any()] == []
+
+
+@every_vit
+@torch.no_grad()
+def test_vit_encodes_any_tokens_as_if_there_were_no_others(kind):
+    """In any order, and with padding between them, which nobody sees."""
+    backbone = vit(kind).eval()
+    tokens = backbone.embed(backbone.patchify(images()))
+    chosen = torch.tensor([20, 3, 7, 11, 0])
+    alone = backbone.encode(tokens[:, chosen])
+    pad = torch.ones(3, 24, dtype=torch.bool)
+    pad[:, chosen] = False
+    torch.testing.assert_close(backbone.encode(tokens, pad)[:, chosen], alone)
+    noise = torch.where(pad[..., None], 9.0, tokens)
+    torch.testing.assert_close(backbone.encode(noise, pad)[:, chosen], alone)
+    assert not torch.allclose(backbone.encode(tokens)[:, chosen], alone)
+    torch.testing.assert_close(backbone.encode(tokens, torch.zeros_like(pad)), backbone.encode(tokens))
+
+
+@every_vit
+@torch.no_grad()
+def test_vit_causal_tokens_see_what_came_before(kind):
+    """A token's outcome is what it would be if the sequence ended with it."""
+    backbone = vit(kind).eval()
+    tokens = backbone.embed(backbone.patchify(images()))
+    found = backbone.encode(tokens, causal=True)
+    for last in (0, 5, 23):
+        ended = backbone.encode(tokens[:, : last + 1], causal=True)
+        torch.testing.assert_close(found[:, : last + 1], ended)
+    earlier = tokens.clone()
+    earlier[:, 2] += torch.randn_like(earlier[:, 2])
+    changed = (backbone.encode(earlier, causal=True) - found).abs().amax((0, 2)) > 1e-4
+    assert changed.tolist() == [k >= 2 for k in range(24)]
+    pad = torch.arange(24).expand(3, 24) >= 6
+    padded = backbone.encode(torch.where(pad[..., None], 9.0, tokens), pad, causal=True)
+    torch.testing.assert_close(padded[:, :6], found[:, :6])
+
+
+def test_vit_prefix_sees_itself_alone_when_causal():
+    backbone = vit("class_registers")
+    seen = backbone._seen(torch.zeros(2, 3, 64), None, True)[0, 0]
+    assert seen.tolist() == [[key <= query for key in range(7)] for query in range(7)]  # class, 3 registers, 3 patches
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_vit_stays_finite_when_all_is_padding(causal):
+    backbone = vit("nothing_but_patches")
+    tokens = backbone.embed(backbone.patchify(images()))
+    pad = torch.ones(3, 24, dtype=torch.bool)
+    encoded = backbone.encode(tokens, pad, causal)
+    encoded.square().sum().backward()
+    assert encoded.isfinite().all()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in backbone.parameters())
+
+
+def test_vit_options_take_effect_in_training():
+    x = images()
+    for option in ("pos_drop_rate", "proj_drop_rate", "attn_drop_rate", "drop_path_rate"):
+        backbone = vit("class", **{option: 0.5}).train()
+        tokens = backbone.embed(backbone.patchify(x))
+        assert not torch.equal(backbone.encode(tokens), backbone.encode(tokens)), option
+        backbone.eval()
+        assert torch.equal(backbone.encode(tokens), backbone.encode(tokens)), option
+
+
+def test_vit_advice():
+    assert re.search("2x2 patches.*patch_size=4", ViT(name="test_vit", shape=(3, 32, 32)).advice or "")
+    assert ViT(name="test_vit", shape=(3, 32, 32), options={"patch_size": 4}).advice is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"name": "swin_tiny_patch4_window7_224"}, r"backbone\.name: swin_.*backbone=timm .*Timm"),
+        ({"name": "vit_tiny_r_s16_p8_224"}, r"is no plain vision transformer.*ssl_runner\.backbones\.timm\.Timm"),
+        ({"name": "deit_tiny_distilled_patch16_224"}, r"is no plain vision transformer"),
+        ({"name": "resnet18"}, r"is no plain vision transformer"),
+        ({"name": "test_vit3"}, r"backbone\.options\.global_pool: test_vit3 pools by attention"),
+        ({"options": {"patch_drop_rate": 0.5}}, r"backbone\.options\.patch_drop_rate: leave it out"),
+        ({"options": {"dynamic_img_pad": True}}, r"backbone\.options\.dynamic_img_pad: leave it out"),
+        ({"options": {"img_size": 8}}, r"backbone\.options\.img_size"),
+        ({"options": {"depht": 8}}, r"backbone\.options\.depht: test_vit takes no such option"),
+        ({"options": {"patch_size": 5}}, r"backbone\.options\.patch_size.*\(5, 5\)"),
+        ({"shape": (2, 100)}, r"backbone\.shape.*backbone=encoder"),
+    ],
+)
+def test_wrong_requests_for_a_vit_name_the_key(arguments, message):
+    with pytest.raises(RequestError, match=message):
+        ViT(**{"name": "test_vit", "shape": (3, 64, 64), **arguments})
+
+
+def test_vit_refuses_what_it_cannot_do(monkeypatch):
+    backbone = vit("class")
+    with pytest.raises(RequestError, match=r"built for \(3, 32, 24\), and got samples of \(3, 32, 32\)"):
+        backbone.patchify(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(RequestError, match="padding"):
+        backbone(images(), pad=torch.zeros(3, 24, dtype=torch.bool))
+    tokens = backbone.embed(backbone.patchify(images()))
+    with pytest.raises(ValueError, match="pad of shape"):
+        backbone.encode(tokens, torch.zeros(3, 5, dtype=torch.bool))
+    for block in backbone.model.blocks:
+        monkeypatch.setattr(block, "forward", lambda x: x)  # as an older timm's, without a mask
+    backbone.encode(tokens)
+    with pytest.raises(RequestError, match=r"takes no mask.*backbone=encoder"):
+        backbone.encode(tokens, causal=True)
+
+
+def test_vit_starts_from_published_weights(monkeypatch):
+    """Whatever timm loads is what is taken apart."""
+    from timm.models import _builder
+
+    monkeypatch.setattr(_builder, "load_pretrained", lambda model, **_: nn.init.constant_(model.cls_token, 7.0))
+    backbone = ViT(name="test_vit", shape=(3, 32, 32), pretrained=True, options={"patch_size": 8})
+    assert (backbone._prefix() - backbone.model.pos_embed[:, :1] == 7.0).all()
 
 
 # -- stems -----------------------------------------------------------------------------------------------

@@ -383,3 +383,11 @@ def test_verify_holds_a_recipe_to_its_contract(ssl_run: Call) -> None:
     assert code == 2
     assert "contract.bond: Contract takes no such argument; did you mean 'band'?" in err
     assert "contract.band: " in err
+
+
+def test_a_base_recipes_leftovers_count_as_the_recipes(tmp_path: Path) -> None:
+    (tmp_path / "_base.yaml").write_text("defaults:\n  - override /optim: lars\noptim: {lr: 1}\nviews: {a: 1}\n")
+    (tmp_path / "mine.yaml").write_text("defaults:\n  - _base\n  - override /views: grey\n  - _self_\noptim: {lr: 2}\n")
+    stated = cli._stated(tmp_path, "mine")
+    assert stated["optim"] == {"lr": 2}
+    assert stated["views"] == {"a": 1}

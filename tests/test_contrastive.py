@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_runner.errors import RequestError
 from ssl_runner.objectives import dcl, inst_disc, moco_v2, moco_v3, nnclr, supcon, triplet
 from ssl_runner.types import Backbone, Batch, Objective
 
@@ -326,7 +325,31 @@ def test_inst_disc_writes_its_features_after_use_and_keeps_the_first_z() -> None
     assert torch.equal(objective.z, z)
 
 
-def test_inst_disc_says_which_argument_is_too_small() -> None:
-    objective = build("inst_disc")
-    with pytest.raises(RequestError, match=r"objective\.samples=20.*number 20"):
-        objective({"views": batch(2)["views"][:1], "index": torch.tensor([3, 20])})
+@pytest.mark.parametrize("momentum", [0.5, 0.9])
+def test_inst_disc_memory_keeps_a_share_of_itself(momentum: float) -> None:
+    torch.manual_seed(0)
+    objective = inst_disc.InstDisc(Flat(), samples=20, dim=4, noise=8, momentum=momentum)
+    data = batch()
+    old = objective.memory.clone()
+    feature = unit(objective.embedding(objective.backbone(**data["views"][0])).detach())
+    objective({"views": data["views"][:1], "index": data["index"]})
+    for row, where in zip(feature, data["index"].tolist(), strict=True):
+        mixed = [momentum * a + (1 - momentum) * b for a, b in zip(old[where].tolist(), row, strict=True)]
+        torch.testing.assert_close(objective.memory[where], torch.tensor(unit(torch.tensor([mixed]))[0]).float())
+
+
+def test_inst_disc_z_may_follow_the_features() -> None:
+    torch.manual_seed(0)
+    objective = inst_disc.InstDisc(Flat(), samples=20, dim=4, noise=8, z_momentum=0.75)
+    data: Batch = {"views": batch()["views"][:1], "index": batch()["index"]}
+    expected = 0.0
+    for seed in range(3):
+        memory = objective.memory.clone()
+        torch.manual_seed(seed)
+        drawn = memory[torch.randint(20, (8,))]
+        feature = F.normalize(objective.embedding(objective.backbone(**data["views"][0])).detach(), dim=1)
+        estimate = inst_disc.partition(feature, drawn, 20, 0.07).item()
+        expected = estimate if seed == 0 else 0.75 * expected + 0.25 * estimate
+        torch.manual_seed(seed)
+        objective(data)
+        assert objective.z.item() == pytest.approx(expected, rel=1e-5)

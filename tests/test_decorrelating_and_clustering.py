@@ -1,21 +1,30 @@
-"""Barlow Twins, VICReg, W-MSE and SwAV: losses against the papers' equations in loops, and what state does when."""
+"""Barlow Twins, VICReg, W-MSE, SwAV and DeepCluster v2: losses against the papers in loops, and state over time."""
 
 from __future__ import annotations
 
+import copy
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ssl_runner.errors import RequestError
 from ssl_runner.objectives import swav, w_mse
 from ssl_runner.objectives.barlow_twins import BarlowTwins, barlow, correlation
+from ssl_runner.objectives.deepcluster_v2 import NONE, DeepClusterV2, classification
 from ssl_runner.objectives.swav import SwAV
 from ssl_runner.objectives.vicreg import VICReg, covariance_loss, variance_loss
 from ssl_runner.objectives.w_mse import WMSE
+from ssl_runner.parts import kmeans
+from ssl_runner.parts.batchnorm import synchronise
+from ssl_runner.parts.kmeans import spherical_kmeans
+from ssl_runner.parts.prototypes import share_used, similarity
 from ssl_runner.types import Backbone, Batch
 
 Rows = list[list[float]]
@@ -309,7 +318,7 @@ def test_swav_stays_in_fp32_under_autocast() -> None:
     torch.manual_seed(0)
     z, c = F.normalize(torch.randn(8, 5), dim=1), F.normalize(torch.randn(7, 5), dim=1)
     with torch.autocast("cpu", torch.bfloat16):
-        low = swav.similarity(z.bfloat16(), c)
+        low = similarity(z.bfloat16(), c)
     assert low.dtype == torch.float32
     torch.testing.assert_close(low, z.bfloat16().float() @ c.T)
 
@@ -318,3 +327,253 @@ def test_swav_stays_in_fp32_under_autocast() -> None:
 def test_swav_says_how_many_views_it_needs(count: int) -> None:
     with pytest.raises(RequestError, match="2 or more"):
         small()(some(*[4] * count))
+
+
+def test_swav_tells_the_share_of_prototypes_that_its_large_crops_use() -> None:
+    torch.manual_seed(0)
+    objective, batch = small(), some(4, 4, 2, 2)
+    scores = unit_scores(objective, batch)
+    nearest = {max(range(7), key=row.__getitem__) for rows in scores[:2] for row in rows}
+    assert objective(batch).log["prototypes_used"].item() == pytest.approx(len(nearest) / 7)
+
+
+def test_a_prototype_is_used_that_scores_best_for_a_row() -> None:
+    assert share_used(torch.tensor([[3.0, 1.0, 2.0, 0.0], [5.0, 4.0, 0.0, 1.0]])) == 1 / 4
+    assert share_used(torch.tensor([[3.0, 1.0, 2.0, 0.0], [5.0, 6.0, 0.0, 1.0]])) == 2 / 4
+    assert share_used(torch.randn(1, 8).expand(20, 8)) == 1 / 8  # collapsed
+
+
+# -- spherical k-means ----------------------------------------------------------------------------------------
+
+
+def loops(rows: Rows, first: list[int], iterations: int) -> tuple[Rows, list[int]]:
+    """k-means by cosine, one row and one centroid at a time; a centroid without rows takes the farthest row left."""
+    centroids = [rows[i] for i in first]
+
+    def nearest(row: list[float]) -> int:
+        return max(range(len(centroids)), key=lambda k: cosine(row, centroids[k]))
+
+    for _ in range(iterations):
+        assigned = [nearest(row) for row in rows]
+        near = [cosine(row, centroids[k]) for row, k in zip(rows, assigned, strict=True)]
+        far = sorted(range(len(rows)), key=near.__getitem__)
+        for k in range(len(centroids)):
+            own = [row for row, a in zip(rows, assigned, strict=True) if a == k]
+            total = [sum(column) for column in zip(*own, strict=True)] if own else rows[far.pop(0)]
+            centroids[k] = [value / math.hypot(*total) for value in total]
+    return centroids, [nearest(row) for row in rows]
+
+
+@pytest.mark.parametrize("iterations", [0, 1, 10])
+@pytest.mark.parametrize(("n", "clusters"), [(40, 5), (40, 25), (12, 12)])
+def test_kmeans_is_its_loops(n: int, clusters: int, iterations: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kmeans, "CHUNK", 7)
+    torch.manual_seed(n)
+    rows = F.normalize(torch.randn(n, 3), dim=1)
+    torch.manual_seed(1)
+    first = torch.randperm(n)[:clusters].tolist()
+    wanted = loops(lists(rows), first, iterations)
+    torch.manual_seed(1)
+    centroids, assigned = spherical_kmeans(rows, clusters, iterations=iterations)
+    torch.testing.assert_close(centroids.double(), torch.tensor(wanted[0], dtype=torch.float64), rtol=0, atol=1e-5)
+    assert assigned.tolist() == wanted[1]
+
+
+def test_kmeans_seeds_empty_clusters_anew() -> None:
+    """Twenty copies of one row, so that most first centroids are equal and all but one of those empty at once."""
+    torch.manual_seed(0)
+    rows = F.normalize(torch.cat([torch.ones(20, 3), torch.randn(7, 3)]), dim=1)
+    assert sorted(set(spherical_kmeans(rows, 8, iterations=2)[1].tolist())) == list(range(8))
+    torch.manual_seed(0)
+    centroids, assigned = spherical_kmeans(rows, 8)
+    torch.testing.assert_close((rows * centroids[assigned]).sum(1), torch.ones(27))
+
+
+def test_kmeans_of_fewer_rows_than_clusters() -> None:
+    rows = F.normalize(torch.randn(3, 4), dim=1)
+    centroids, assigned = spherical_kmeans(rows, 5)
+    assert centroids.isfinite().all()
+    torch.testing.assert_close(centroids[assigned], rows)
+
+
+def test_kmeans_stays_in_fp32_under_autocast() -> None:
+    torch.manual_seed(0)
+    rows, found = F.normalize(torch.randn(50, 6), dim=1), []
+    for enabled in (False, True):
+        torch.manual_seed(1)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            found.append(spherical_kmeans(rows, 5))
+    assert torch.equal(found[0][0], found[1][0])
+
+
+# -- DeepCluster v2 -------------------------------------------------------------------------------------------
+
+
+def deep(samples: int = 12, **options: Any) -> DeepClusterV2:
+    return DeepClusterV2(Flat(), samples=samples, hidden=10, dim=5, sets=3, prototypes=4, **options)
+
+
+def numbered(*index: int, widths: tuple[int, ...] = (4, 4), seed: int = 0) -> Batch:
+    generator = torch.Generator().manual_seed(100 * seed + index[0])
+    views = [{"x": torch.randn(len(index), 12, width, generator=generator)} for width in widths]
+    return {"views": views, "index": torch.tensor(index)}
+
+
+def epoch(objective: DeepClusterV2, *batches: Batch) -> list[float]:
+    return [objective(batch).value.item() for batch in batches]
+
+
+def test_deepcluster_is_the_cross_entropy_of_all_views_with_their_samples_clusters() -> None:
+    torch.manual_seed(0)
+    objective, widths = deep(temperature=0.2), (4, 4, 2, 2)
+    epoch(objective, numbered(0, 1, 2, 3, 4, 5), numbered(6, 7, 8, 9, 10, 11))
+    bank = objective.bank.clone()  # as the clustering before the next batch finds it
+    batch = numbered(3, 8, widths=widths)
+    loss, log = objective(batch)
+    terms, used = [], []
+    for n in range(3):
+        prototypes, crop = lists(objective.prototypes[n]), n % 2
+        large = objective.project(batch["views"])[:2].flatten(0, 1)
+        used.append(len({max(range(4), key=lambda k: cosine(row, prototypes[k])) for row in lists(large)}) / 4)
+        for z in objective.project(batch["views"]):
+            for row, sample in zip(lists(z), batch["index"].tolist(), strict=True):
+                kept = bank[crop, sample].tolist()
+                target = max(range(4), key=lambda k: cosine(kept, prototypes[k]))
+                scores = [cosine(row, c) / 0.2 for c in prototypes]
+                terms.append(math.log(sum(map(math.exp, scores))) - scores[target])
+    assert loss.item() == pytest.approx(mean(terms), abs=1e-5)
+    assert log["prototypes_used"].item() == pytest.approx(mean(used))
+
+
+def test_samples_without_a_cluster_do_not_count() -> None:
+    torch.manual_seed(0)
+    scores, target = [torch.randn(2, 5, 4)], torch.tensor([[0, NONE, 3, NONE, 1]])
+    known = [0, 2, 4]
+    wanted = classification([scores[0][:, known]], target[:, known], 0.1)
+    torch.testing.assert_close(classification(scores, target, 0.1), wanted)
+    assert classification(scores, torch.full((1, 5), NONE), 0.1) == 0
+
+
+def test_the_first_epoch_fills_the_bank_and_learns_nothing() -> None:
+    torch.manual_seed(0)
+    objective = deep()
+    for batch in (numbered(0, 1, 2, 3, 4, 5), numbered(6, 7, 8, 9, 10, 11)):
+        z = objective.project(batch["views"]).detach()
+        loss = objective(batch).value
+        loss.backward()
+        assert loss == 0
+        assert all(p.grad is not None and not p.grad.any() for p in objective.parameters())
+        torch.testing.assert_close(objective.bank[:, batch["index"]], z)
+    assert (objective.assignments == NONE).all()
+    objective(numbered(0, 1, 2, 3, 4, 5)).value.backward()
+    assert (objective.assignments != NONE).all()
+    assert all(p.grad.abs().sum() > 0 for p in objective.parameters() if p.grad is not None)
+
+
+def test_it_clusters_once_an_epoch_whose_rest_is_dropped() -> None:
+    """13 samples in batches of 5: two batches an epoch, and another three samples left out of each."""
+    torch.manual_seed(0)
+    objective, changed = deep(13), []
+    for n in range(6):
+        before = objective.prototypes.clone()
+        objective(numbered(*((n * 5 + i) % 13 for i in range(5)), seed=n))
+        changed.append(not torch.equal(objective.prototypes, before))
+    assert changed == [False, False, True, False, True, False]
+
+
+def test_a_sample_that_the_bank_has_not_met_is_left_out() -> None:
+    torch.manual_seed(0)
+    objective = deep(13)
+    epoch(objective, numbered(0, 1, 2, 3, 4), numbered(0, 1, 2, 3, 4))
+    assert epoch(objective, numbered(9, 10, 11, 12)) == [0.0]
+    assert (objective.assignments[:, 5:] == NONE).all()
+    assert (objective.assignments[:, :5] != NONE).all()
+
+
+def test_large_crops_banks_are_clustered_in_turn() -> None:
+    torch.manual_seed(0)
+    objective = deep()
+    objective.bank.copy_(F.normalize(torch.randn(2, 12, 5), dim=2))
+    objective.train()._cluster()
+    for n, crop in enumerate([0, 1, 0]):
+        near = objective.bank[crop] @ objective.prototypes[n].T
+        assert torch.equal(near.argmax(1), objective.assignments[n])
+    assert not torch.equal(objective.prototypes[0], objective.prototypes[2])  # they start from other rows
+
+
+def test_evaluation_takes_the_clusters_of_the_large_crops_themselves() -> None:
+    torch.manual_seed(0)
+    objective = deep()
+    epoch(objective, numbered(0, 1, 2, 3, 4, 5), numbered(6, 7, 8, 9, 10, 11), numbered(0, 1, 2, 3, 4, 5))
+    state = copy.deepcopy(objective.eval().state_dict())
+    batch = numbered(0, 1, 2, seed=7)
+    z = objective.project(batch["views"])
+    scores = [similarity(z, c) for c in objective.prototypes]
+    own = torch.stack([scores[0][0].argmax(1), scores[1][1].argmax(1), scores[2][0].argmax(1)])
+    torch.testing.assert_close(objective(batch).value, classification(scores, own, 0.1))
+    batch["index"] += 1000  # places in another split
+    torch.testing.assert_close(objective(batch).value, classification(scores, own, 0.1))
+    assert all(torch.equal(value, state[name]) for name, value in objective.state_dict().items())
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_a_resumed_deepcluster_clusters_when_the_whole_one_does(steps: int) -> None:
+    batches = [numbered(*range(first, first + 6), seed=n) for n, first in enumerate([0, 6] * 3)]
+    torch.manual_seed(0)
+    whole = deep()
+    epoch(whole, *batches[:steps])
+    resumed = deep()
+    epoch(resumed, *batches[:2])  # has counted, too
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    found = []
+    for each in (whole, resumed):
+        torch.manual_seed(3)
+        found.append(epoch(each, *batches[steps:]))
+    assert found[0] == found[1]
+    assert found[0][-1] > 0
+
+
+def test_deepcluster_needs_as_many_samples_as_clusters_and_its_large_views() -> None:
+    with pytest.raises(RequestError, match=r"objective\.prototypes=4"):
+        deep(3)
+    with pytest.raises(RequestError, match="2 or more"):
+        deep()(numbered(0, 1, widths=(4,)))
+
+
+def two_epochs(part: slice) -> tuple[dict[str, Tensor], list[Tensor]]:
+    torch.manual_seed(0)
+    objective = deep(8)
+    model: nn.Module = objective
+    if dist.is_initialized():
+        model = DistributedDataParallel(synchronise(objective))
+    optimizer = torch.optim.SGD(objective.parameters(), lr=0.5)
+    used = []
+    for n in range(4):
+        batch = numbered(*torch.randperm(8, generator=torch.Generator().manual_seed(n)).tolist(), seed=n)
+        torch.manual_seed(50 + n + part.start)  # ranks draw other numbers, and the first one's count
+        views = [{"x": view["x"][part]} for view in batch["views"]]
+        value, log = model({"views": views, "index": batch["index"][part]})
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        used.append(log["prototypes_used"])
+    return {key: value.clone() for key, value in objective.state_dict().items()}, used
+
+
+def cluster_on_a_rank(rank: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    torch.save(two_epochs(slice(4 * rank, 4 * rank + 4)), f"{folder}/{rank}.pt")
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def test_two_ranks_cluster_what_one_does(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(cluster_on_a_rank, (str(tmp_path),), nprocs=2)
+    alone = two_epochs(slice(0, 8))
+    assert (alone[0]["assignments"] != NONE).all()
+    for rank in range(2):
+        state, used = torch.load(tmp_path / f"{rank}.pt")
+        torch.testing.assert_close(used, alone[1])
+        for key, value in state.items():
+            torch.testing.assert_close(value, alone[0][key], rtol=1e-3, atol=5e-5, msg=lambda m, k=key: f"{k}: {m}")

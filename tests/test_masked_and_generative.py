@@ -18,7 +18,7 @@ from ssl_runner.objectives.next_patch import NextPatch, shifted
 from ssl_runner.parts import patches
 from ssl_runner.parts.masking import shown
 from ssl_runner.parts.patches import masked_mean, normalised, patch_sizes
-from ssl_runner.types import Objective
+from ssl_runner.types import Batch, Objective
 
 SHAPE = (2, 6, 8)
 GRID = (3, 4)
@@ -41,6 +41,7 @@ def every_objective(shape: tuple[int, ...] = SHAPE, block: tuple[int, ...] = (2,
         autoencoder.Autoencoder(backbone(), shape=shape, hidden=16),
         denoising.Denoising(backbone(), shape=shape, hidden=16),
         denoising.Denoising(backbone(), shape=shape, hidden=16, corruption="gaussian"),
+        denoising.Denoising(backbone(), shape=shape, hidden=16, corruption="salt_and_pepper"),
         vae.VAE(backbone(), shape=shape, hidden=16, dim=4),
     ]
 
@@ -56,7 +57,7 @@ def some(*shape: int) -> Tensor:
 # -- losses ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("loss", "power"), [(mae.reconstruction, 2), (simmim.l1, 1)])
+@pytest.mark.parametrize(("loss", "power"), [(mae.reconstruction, 2)])
 def test_a_reconstruction_counts_the_hidden_patches_only(loss: object, power: int) -> None:
     torch.manual_seed(0)
     prediction, target, mask = torch.randn(3, 5, 4), torch.randn(3, 5, 4), some(3, 5)
@@ -198,22 +199,6 @@ def test_mae_averages_over_hidden_patches_of_its_own_input(monkeypatch: pytest.M
     assert asked[0][:3] == (5, 12, 0.75)
 
 
-def test_simmim_hides_values_and_keeps_positions() -> None:
-    objective = simmim.SimMIM(encoder(), shape=SHAPE).eval()
-    cut, mask = objective.backbone.patchify(samples(2)), some(2, 12)
-    before = objective.predict(cut, mask)
-    torch.testing.assert_close(objective.predict(torch.where(mask[..., None], 9.0, cut), mask), before)
-    tokens: list[Tensor] = []
-    encode = objective.backbone.encode
-    objective.backbone.encode = lambda t, pad=None: tokens.append(t) or encode(t, pad)  # type: ignore
-    objective.predict(cut, mask)
-    stem = objective.backbone.stem
-    for b in range(2):
-        for k in range(12):
-            content = objective.mask_token + stem.project.bias if mask[b, k] else stem.project(cut[b, k])
-            torch.testing.assert_close(tokens[0][b, k], content + stem.pos_embed[0, k])
-
-
 def test_next_patch_never_sees_what_it_predicts() -> None:
     objective = NextPatch(encoder(), shape=SHAPE, hidden=16).eval()
     cut = objective.backbone.patchify(samples(2))
@@ -227,7 +212,70 @@ def test_next_patch_never_sees_what_it_predicts() -> None:
         assert k == 11 or not torch.allclose(after[:, k], before[:, k])
 
 
-@pytest.mark.parametrize("corruption", ["masking", "gaussian"])
+def next_patch(**arguments: bool) -> NextPatch:
+    return NextPatch(encoder(), shape=SHAPE, hidden=32, **arguments).eval()
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@torch.no_grad()
+def test_next_patch_makes_each_patch_from_those_made_before(normalise: bool) -> None:
+    objective = next_patch(normalise=normalise)
+    cut = objective.backbone.patchify(samples(3))
+    made = objective.complete(cut, 5)
+    assert torch.equal(made[:, :5], cut[:, :5])
+    for k in range(5, 12):
+        wanted = objective.predict(made)[:, k - 1]
+        if normalise:
+            given = cut[:, k].double()
+            wanted = wanted * (given.var(1, correction=0, keepdim=True) + 1e-6).sqrt() + given.mean(1, keepdim=True)
+        torch.testing.assert_close(made[:, k].double(), wanted.double(), atol=1e-5, rtol=1e-5)
+
+
+@torch.no_grad()
+def test_next_patch_is_not_told_what_it_is_to_make() -> None:
+    objective = next_patch(normalise=False)
+    cut = objective.backbone.patchify(samples(3))
+    made = objective.complete(cut, 5)
+    for k in range(5, 12):
+        other = cut.clone()
+        other[:, k:] = 7.0
+        assert torch.equal(objective.complete(other, 5), made)
+    other = cut.clone()
+    other[0, 4] += 1
+    changed = objective.complete(other, 5)
+    assert not torch.allclose(changed[0, 5:], made[0, 5:])
+    torch.testing.assert_close(changed[1:], made[1:])
+
+
+@torch.no_grad()
+def test_next_patch_draws_around_its_mean_with_the_given_deviation() -> None:
+    objective = next_patch(normalise=False)
+    cut = objective.backbone.patchify(samples(1)).expand(4000, -1, -1)
+    mean = objective.complete(cut[:1], 11)[0, 11]
+    torch.manual_seed(0)
+    drawn = objective.complete(cut, 11, 0.5)[:, 11]
+    torch.testing.assert_close(drawn.mean(0), mean, atol=0.05, rtol=0)
+    torch.testing.assert_close(drawn.std(0), torch.full_like(mean, 0.5), atol=0.04, rtol=0)
+
+
+def test_next_patch_that_knows_two_images_finishes_them() -> None:
+    objective = next_patch(normalise=False).train()
+    x = samples(2).clamp(-1, 1)
+    optimizer = torch.optim.Adam(objective.parameters(), lr=3e-3)
+    for _ in range(400):
+        loss = objective({"views": [{"x": x}]}).value
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    with torch.no_grad():
+        cut = objective.eval().backbone.patchify(x)
+        forgotten = cut.clone()
+        forgotten[:, 6:] = 0
+        torch.testing.assert_close(objective.complete(forgotten, 6), cut, atol=0.15, rtol=0)
+    assert (cut[0, 6:] - cut[1, 6:]).abs().mean() > 0.3  # so it was the first half that told them apart
+
+
+@pytest.mark.parametrize("corruption", ["masking", "gaussian", "salt_and_pepper"])
 def test_denoising_rebuilds_the_clean_input_from_a_corrupted_one(corruption: denoising.Corruption) -> None:
     objective = denoising.Denoising(encoder(), shape=SHAPE, hidden=16, corruption=corruption, amount=0.3)
     x = samples()
@@ -248,6 +296,22 @@ def test_corruptions_have_their_amount() -> None:
     assert not torch.equal(masked[0], masked[1])
     noise = denoising.corrupt(x, "gaussian", 0.3) - x
     assert noise.std().item() == pytest.approx(0.3, abs=0.02)
+    assert noise.mean().item() == pytest.approx(0.0, abs=0.02)
+
+
+def test_salt_and_pepper_are_the_ends_of_each_sample_by_a_fair_coin() -> None:
+    torch.manual_seed(0)
+    x = torch.rand(100, 4, 50) * torch.arange(1.0, 101.0).view(-1, 1, 1)  # another range for each sample
+    found = denoising.corrupt(x, "salt_and_pepper", 0.3)
+    salt = pepper = 0
+    for clean, seen in zip(x, found, strict=True):
+        changed = seen != clean
+        assert set(seen[changed].tolist()) <= {clean.min().item(), clean.max().item()}
+        salt += int((seen[changed] == clean.max()).sum())
+        pepper += int((seen[changed] == clean.min()).sum())
+    assert salt / x.numel() == pytest.approx(0.15, abs=0.01)
+    assert pepper / x.numel() == pytest.approx(0.15, abs=0.01)
+    assert not torch.equal(found[0] == x[0], found[1] == x[1])  # drawn per sample
 
 
 # -- I-JEPA ----------------------------------------------------------------------------------------------------
@@ -358,6 +422,14 @@ def test_every_shape_gives_a_finite_loss_and_gradients_everywhere(
                 assert parameter.grad.abs().sum() > 0, f"{type(objective).__name__}: {name}"
 
 
+def test_no_training_step_waits_for_its_device() -> None:
+    """A meta tensor has no values, so that whatever reads one fails."""
+    for objective in every_objective():
+        if not isinstance(objective, mae.MAE | simmim.SimMIM):
+            loss = objective.to("meta")({"views": [{"x": samples().to("meta")}]}).value
+            assert loss.is_meta
+
+
 def test_losses_stay_in_fp32_under_autocast() -> None:
     for objective in every_objective():
         torch.manual_seed(0)
@@ -367,6 +439,23 @@ def test_losses_stay_in_fp32_under_autocast() -> None:
             low = objective({"views": [{"x": samples()}]}).value
         assert low.dtype == torch.float32
         torch.testing.assert_close(low, exact, rtol=0.03, atol=0.03)
+
+
+def test_bf16_models_learn_and_show() -> None:
+    """precision=bf16-true: parameters, views and whatever is made anew are bf16."""
+    for objective in every_objective():
+        objective.to(torch.bfloat16)
+        torch.set_default_dtype(torch.bfloat16)
+        try:
+            batch: Batch = {"views": [{"x": samples().bfloat16()}]}
+            loss = objective(batch).value
+            loss.backward()
+            with torch.no_grad():
+                objective.eval().show(batch)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert loss.dtype == torch.float32
+        assert loss.isfinite()
 
 
 def test_padding_takes_no_part() -> None:

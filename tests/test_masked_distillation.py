@@ -14,9 +14,11 @@ from torch import Tensor
 from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.errors import RequestError
-from ssl_runner.objectives import data2vec, dino, ibot
+from ssl_runner.objectives import data2vec, ibot
 from ssl_runner.objectives.data2vec import Data2Vec
 from ssl_runner.objectives.ibot import IBOT
+from ssl_runner.parts import distillation
+from ssl_runner.parts.masking import block_mask
 from ssl_runner.types import Batch
 
 
@@ -28,10 +30,36 @@ def words() -> Encoder:
     return Encoder(stem=Discrete(vocab=9, length=6, dim=8), depth=1, heads=2)
 
 
+# -- masks in blocks -----------------------------------------------------------------------------------------
+
+
+@given(
+    grid=st.lists(st.integers(1, 9), min_size=1, max_size=3),
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=8),
+    seed=st.integers(0, 99),
+)
+def test_block_masks_hide_each_rows_share(grid: list[int], shares: list[float], seed: int) -> None:
+    torch.manual_seed(seed)
+    length, share = math.prod(grid), torch.tensor(shares)
+    mask = block_mask(share, tuple(grid))
+    assert mask.shape == (len(shares), length)
+    assert mask.sum(1).tolist() == (share * length).round().int().tolist()
+
+
+def test_a_small_block_mask_is_one_box() -> None:
+    """A box has at least a twelfth of the tokens, so that less than that is cut from a single one, row by row."""
+    torch.manual_seed(0)
+    for mask in block_mask(torch.full((50,), 0.06), (12, 12)).view(50, 12, 12):
+        rows, columns = mask.nonzero().unbind(1)
+        height, width = rows.max() - rows.min() + 1, columns.max() - columns.min() + 1
+        assert int(mask.sum()) == 9
+        assert height * width - 9 < width  # only the last row is cut
+
+
 # -- data2vec ------------------------------------------------------------------------------------------------
 
 
-def test_data2vec_regression_is_equation_2_on_hidden_tokens() -> None:
+def test_data2vec_regression_is_smooth_l1_on_hidden_tokens() -> None:
     torch.manual_seed(0)
     y, f, beta = 2 * torch.randn(3, 5, 4), torch.randn(3, 5, 4), 0.7
     hidden = torch.rand(3, 5) < 0.5
@@ -73,22 +101,73 @@ def test_data2vec_student_sees_positions_and_no_content_of_hidden_tokens() -> No
         torch.testing.assert_close(hidden[mask], wanted.repeat(2, 1))
 
 
-def test_data2vec_targets_are_normalised_and_of_the_whole_sample() -> None:
+@pytest.mark.parametrize(("top", "blocks"), [(1, [2]), (2, [1, 2]), (6, [0, 1, 2])])
+def test_data2vec_targets_are_the_mean_of_the_top_blocks_of_the_whole_sample(top: int, blocks: list[int]) -> None:
     torch.manual_seed(0)
-    objective = Data2Vec(series(dropout=0.5)).train()
+    backbone = Encoder(stem=Continuous(shape=(2, 24), block=(4,), dim=8), depth=3, heads=2, dropout=0.5)
+    objective = Data2Vec(backbone, top=top).train()
     with torch.no_grad():
         for p in objective.teacher.parameters():
             p.add_(0.3 * torch.randn_like(p))
-    tokens = objective.backbone.embed(objective.backbone.patchify(torch.randn(3, 2, 24)))
+    tokens = backbone.embed(backbone.patchify(torch.randn(3, 2, 24)))
     target = objective.targets(tokens, None)
     assert not target.requires_grad
     torch.testing.assert_close(target, objective.targets(tokens, None), msg="the teacher drops nothing")
-    whole = objective.teacher.copy.encode(tokens).double()
+    state, outputs = tokens, []
+    for block in objective.teacher.copy.blocks:
+        state = block(state, None, False)
+        outputs.append(state.double())
     for i in range(3):
         for j in range(6):
-            row = whole[i, j]
-            wanted = (row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt()
+            rows = [outputs[n][i, j] for n in blocks]
+            wanted = sum((row - row.mean()) / (row.var(unbiased=False) + 1e-5).sqrt() for row in rows) / len(rows)
             torch.testing.assert_close(target[i, j].double(), wanted, atol=1e-5, rtol=1e-4)
+
+
+def test_data2vec_targets_of_a_backbone_that_tells_no_blocks_are_its_last_output() -> None:
+    torch.manual_seed(0)
+
+    class Whole(Encoder):
+        layers = None  # type: ignore[assignment]
+
+        def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
+            return self.norm(tokens)
+
+    objective = Data2Vec(Whole(stem=Continuous(shape=(2, 24), block=(4,), dim=8), depth=1, heads=2))
+    tokens = torch.randn(3, 6, 8)
+    wanted = torch.nn.functional.layer_norm(tokens, (8,))
+    torch.testing.assert_close(objective.targets(tokens, None), wanted, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("masking", ["blocks", "tokens"])
+def test_data2vec_hides_its_ratio_in_blocks_or_one_by_one(masking: Any) -> None:
+    """Blocks have more neighbours that are both hidden than tokens drawn one by one."""
+    torch.manual_seed(0)
+    backbone = Encoder(stem=Continuous(shape=(1, 16, 16), block=(2, 2), dim=8), depth=1, heads=2)
+    objective = Data2Vec(backbone, ratio=0.5, masking=masking)
+    mask = objective.draw_mask(torch.zeros(200, 64, 8)).view(200, 8, 8)
+    assert mask.sum((1, 2)).tolist() == [32] * 200
+    together = (mask[:, 1:] & mask[:, :-1]).float().mean().item()
+    assert (together > 0.33) if masking == "blocks" else (0.2 < together < 0.3)
+
+
+def test_data2vec_logs_how_far_features_spread_over_hidden_tokens() -> None:
+    torch.manual_seed(0)
+    x, hidden = torch.randn(3, 5, 4), torch.rand(3, 5) < 0.6
+    wanted = x[hidden].std(0, unbiased=False).mean()
+    torch.testing.assert_close(data2vec.deviation(x, hidden), wanted)
+    assert data2vec.deviation(torch.ones(3, 5, 4), hidden).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_data2vec_shows_what_the_student_may_read_and_nothing_of_ids() -> None:
+    torch.manual_seed(0)
+    x = 1 + torch.rand(3, 2, 24)
+    whole, seen = Data2Vec(series(), ratio=0.5).show({"views": [{"x": x}]})["masked"]
+    assert torch.equal(whole, x)
+    blank = (seen == 0).view(3, 2, 6, 4).all(3).all(1)
+    assert blank.sum(1).tolist() == [3] * 3
+    assert torch.equal(seen[seen != 0], x[seen != 0])
+    assert Data2Vec(words()).show({"views": [{"x": torch.randint(9, (3, 6))}]}) == {}
 
 
 def test_data2vec_never_asks_for_padding() -> None:
@@ -156,7 +235,7 @@ def test_ibot_masked_tokens_is_equation_2() -> None:
     masked=st.sampled_from([0.0, 0.5, 1.0]),
 )
 def test_ibot_masks_each_sample_by_its_own_share(length: int, low: float, more: float, masked: float) -> None:
-    counts = ibot.draw(40, length, low, low + more, masked).sum(1).tolist()
+    counts = ibot.draw(40, (length,), low, low + more, masked).sum(1).tolist()
     allowed = range(round(low * length - 0.501), round((low + more) * length + 0.501) + 1)
     assert all(n in allowed or (masked < 1 and n == 0) for n in counts)
     if masked == 0:
@@ -194,7 +273,7 @@ def test_ibot_without_masks_is_dino_on_mean_tokens() -> None:
         objective.teacher_head.copy.last.weight.add_(torch.randn(7, 5))
     student = [objective.head(objective.backbone(**v)) for v in batch["views"]]
     teacher = [objective.teacher_head(objective.teacher_backbone(**v)) for v in batch["views"]]
-    wanted = dino.cross_view(student, [(t / 0.04).softmax(1) for t in teacher], 0.1)
+    wanted = distillation.cross_view(student, [(t / 0.04).softmax(1) for t in teacher], 0.1)
     loss, log = objective(batch)
     torch.testing.assert_close(loss, wanted)
     assert log["within"] == 0
@@ -230,6 +309,15 @@ def test_ibot_learns_with_all_but_its_teacher() -> None:
     objective.after_step(0.0)
     assert torch.equal(objective.teacher_head.copy.last.weight, objective.head.last.weight)
     assert torch.equal(objective.teacher_backbone.copy.norm.bias, objective.backbone.norm.bias)
+
+
+def test_ibot_shows_what_the_student_may_read_of_the_first_view() -> None:
+    torch.manual_seed(0)
+    objective, batch = ibot_small(series(), masked=1.0, ratio_low=0.5, ratio_high=0.5), two_series()
+    whole, seen = objective.show(batch)["masked"]
+    assert torch.equal(whole, batch["views"][0]["x"])
+    blank = (seen == 0).view(4, 2, 6, 4).all(3).all(1)
+    assert blank.sum(1).tolist() == [3] * 4
 
 
 def test_ibot_says_how_many_views_it_needs() -> None:

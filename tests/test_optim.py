@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from itertools import pairwise
 from pathlib import Path
@@ -17,9 +18,15 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor, nn
 
+from ssl_runner.backbones.encoder import Encoder
+from ssl_runner.backbones.stems import Continuous
+from ssl_runner.config import check
 from ssl_runner.errors import RequestError
+from ssl_runner.objectives.simsiam import SimSiam
+from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.optim import lars
 from ssl_runner.optim.recipe import LARS, SGD, AdamW, Optim
+from ssl_runner.optim.rules import Rule
 from ssl_runner.optim.schedules import Constant, Cosine, Schedule, Step
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -285,6 +292,220 @@ def test_only_what_trains_each_once_and_no_empty_group():
         SGD(lr=1.0)(model, 256)
 
 
+# -- rules -----------------------------------------------------------------------------------------------
+
+
+def encoder(depth: int = 2) -> Encoder:
+    torch.manual_seed(0)
+    return Encoder(stem=Continuous(shape=(1, 4, 4), block=(2, 2), dim=8), depth=depth, heads=2)
+
+
+def siamese() -> SimSiam:
+    return SimSiam(encoder(), hidden=8, dim=8, width=4)
+
+
+def rates(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """Parameter name -> its learning rate now; each parameter in one group."""
+    known = {id(p): n for n, p in module.named_parameters()}
+    pairs = [(known[id(p)], g["lr"]) for g in optimizer.param_groups for p in g["params"]]
+    assert len(pairs) == len(dict(pairs))
+    return dict(pairs)
+
+
+def steps_of(objective: SimSiam, optim: Optim, optimizer: torch.optim.Optimizer, numbers: range, total: int) -> None:
+    """As the learner trains: paced by the step."""
+    for n in numbers:
+        optim.pace(optimizer, Cosine()(n / total, 0.2), n / total)
+        torch.manual_seed(n)
+        optimizer.zero_grad()
+        objective({"views": [{"x": torch.randn(6, 1, 4, 4)} for _ in range(2)]}).value.backward()
+        optimizer.step()
+
+
+def test_simsiams_predictor_learns_at_a_constant_rate():
+    """Section 4.2's table: a predictor whose learning rate is not decayed."""
+    objective = siamese()
+    optim = SGD(lr=0.05, reference_batch=256, rules={"predictor": Rule(match="predictor.*", scheduled=False)})
+    optimizer = optim(objective, 512)
+    for step in range(20):
+        factor = Cosine()(step / 20, 0.1)
+        optim.pace(optimizer, factor, step / 20)
+        for name, lr in rates(objective, optimizer).items():
+            assert lr == pytest.approx(0.1 if name.startswith("predictor.") else 0.1 * factor), (name, step)
+
+
+def test_barlows_biases_and_norms_have_a_rate_of_their_own():
+    """Section 3.2 of Barlow Twins: 0.2 for weights, 0.0048 for biases and norms, times batch / 256."""
+    objective = siamese()
+    optim = LARS(lr=0.2, weight_decay=1e-6, rules={"biases": Rule(match="*", kind="excluded", lr=0.0048)})
+    optimizer = optim(objective, 2048)
+    optim.pace(optimizer, 0.5, 0.3)
+    excluded = by_name(objective, LARS(lr=1.0))["excluded"]
+    assert excluded
+    for name, lr in rates(objective, optimizer).items():
+        assert lr == pytest.approx(0.5 * 8 * (0.0048 if name in excluded else 0.2))
+    assert [(g["name"], g["adapt"], g["weight_decay"]) for g in optimizer.param_groups] == [
+        ("decayed", True, 1e-6),
+        ("excluded/biases", False, 0.0),
+    ]
+
+
+def test_dinos_weight_decay_grows_on_the_decayed_parameters_alone():
+    model = net()
+    optim = AdamW(lr=1e-3, weight_decay=0.04, weight_decay_end=0.4, rules={"last": Rule(match="3.*", lr=0.1)})
+    optimizer = optim(model, 256)
+    for progress, wanted in ((0.0, 0.04), (0.25, 0.4 - 0.36 * (2 + math.sqrt(2)) / 4), (0.5, 0.22), (1.0, 0.4)):
+        optim.pace(optimizer, 1.0, progress)
+        found = {g["name"]: g["weight_decay"] for g in optimizer.param_groups}
+        decayed = pytest.approx(wanted)
+        assert found == {"decayed": decayed, "excluded": 0.0, "decayed/last": decayed, "excluded/last": 0.0}
+
+
+def test_decay_of_each_layer_in_numbers():
+    """MAE's finetuning: with 2 blocks the last has 0.65, the first 0.65^2, the stem 0.65^3."""
+    objective = Supervised(encoder(), num_classes=3)
+    optim = AdamW(lr=0.5, layer_decay=0.65, reference_batch=None)
+    found = rates(objective, optim(objective, 256))
+    assert set(found) == {n for n, _ in objective.named_parameters()}
+    scales = {"backbone.blocks.1": 0.65, "backbone.blocks.0": 0.4225, "backbone.stem": 0.274625}
+    scales |= {"backbone.norm": 1.0, "head": 1.0}
+    for name, lr in found.items():
+        (scale,) = [value for part, value in scales.items() if name.startswith(f"{part}.")]
+        assert lr == pytest.approx(0.5 * scale), name
+    first = optim(objective, 256).param_groups[0]
+    assert (first["name"], first["lr"]) == ("decayed", 0.5)
+
+
+def test_layers_of_a_timm_transformer():
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = nn.Module()
+            self.backbone.model = timm.create_model("test_vit", num_classes=0, img_size=32, reg_tokens=2)
+            self.head = nn.Linear(2, 2)
+
+    objective = Wrapped()
+    depth = len(objective.backbone.model.blocks)
+    found = rates(objective, AdamW(lr=1.0, layer_decay=0.5, reference_batch=None)(objective, 256))
+    model = "backbone.model."
+    for name in ("cls_token", "reg_token", "pos_embed", "patch_embed.proj.weight", "patch_embed.proj.bias"):
+        assert found[model + name] == 0.5 ** (depth + 1)
+    for n in range(depth):
+        block = f"{model}blocks.{n}."
+        assert found[block + "attn.qkv.weight"] == found[block + "norm1.bias"] == 0.5 ** (depth - n)
+    assert found[model + "norm.weight"] == found["head.weight"] == 1.0
+    objective.backbone = net()
+    with pytest.raises(RequestError, match="Sequential has no row of blocks"):
+        AdamW(lr=1.0, layer_decay=0.5)(objective, 256)
+
+
+def test_every_trained_parameter_is_in_exactly_one_group_and_the_last_rule_decides():
+    objective = siamese()
+    rules = {
+        "biases": Rule(match="*", kind="excluded", lr=0.01),
+        "predictor": Rule(match="predictor.*", lr=0.3, scheduled=False),
+        "patches": Rule(match="backbone.*proj*", frozen=True),
+        "first": Rule(match="backbone.blocks.0.*", kind="decayed", lr=0.7),
+    }
+    objective.projector[0].weight.requires_grad_(False)
+    proj = {n for n, _ in objective.backbone.named_parameters(prefix="backbone") if "proj" in n}
+    assert proj
+    optim = AdamW(lr=1.0, weight_decay=0.1, layer_decay=0.9, rules=rules, reference_batch=None)
+    found = rates(objective, optim(objective, 256))
+    assert set(found) == {n for n, _ in objective.named_parameters()} - proj - {"projector.0.weight"}
+    for name, parameter in objective.named_parameters():
+        if name in found:
+            lr = 1.0 if parameter.ndim > 1 and not name.endswith("pos_embed") else 0.01
+            lr = 0.3 if name.startswith("predictor.") else lr
+            first = name.startswith("backbone.blocks.0.")
+            lr = 0.7 if first and lr == 1.0 else lr
+            lr *= 0.81 if first else 0.9 if name.startswith("backbone.blocks.1.") else 1
+            lr *= 0.729 if name.startswith("backbone.stem.") else 1
+            assert found[name] == pytest.approx(lr), name
+
+
+@pytest.mark.parametrize("optim", [SGD, AdamW, LARS])
+def test_a_frozen_parameter_keeps_every_bit(optim):
+    objective = siamese()
+    rule = Rule(match="backbone.stem.*", frozen=True)
+    recipe = optim(lr=0.5, weight_decay=0.3, weight_decay_end=0.5, decay="all", rules={"patches": rule})
+    before = {n: p.detach().clone() for n, p in objective.named_parameters()}
+    steps_of(objective, recipe, recipe(objective, 256), range(1, 6), 6)
+    moved = {n for n, p in objective.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == {n for n in before if not n.startswith("backbone.stem.")}
+    assert all(p.grad is None for n, p in objective.named_parameters() if n not in moved)
+
+
+def test_a_resumed_run_with_rules_goes_on_bit_identically():
+    rules = {
+        "predictor": Rule(match="predictor.*", scheduled=False),
+        "patches": Rule(match="backbone.stem.*", frozen=True),
+    }
+    optim = AdamW(lr=0.05, weight_decay=0.04, weight_decay_end=0.4, layer_decay=0.8, rules=rules)
+    whole = siamese()
+    optimizer = optim(whole, 256)
+    steps_of(whole, optim, optimizer, range(3), 6)
+    saved = copy.deepcopy((whole.state_dict(), optimizer.state_dict()))
+    steps_of(whole, optim, optimizer, range(3, 6), 6)
+    resumed = siamese()
+    again = optim(resumed, 256)
+    resumed.load_state_dict(saved[0])
+    again.load_state_dict(saved[1])
+    steps_of(resumed, optim, again, range(3, 6), 6)
+    for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ({"a": {"match": "predictr.*", "lr": 0.1}}, "optim.rules.a.match='predictr.*': .* did you mean 'predictor'"),
+        ({"a": {"match": "backbone.norm.*", "kind": "decayed", "lr": 1.0}}, "no parameter that trains and is decayed"),
+        ({"a": {"match": "still.*", "lr": 0.1}}, "no parameter that trains; there are: backbone, predictor, projector"),
+        (
+            {"a": {"match": "predictor.*", "lr": 0.1}, "b": {"match": "*", "scheduled": False}},
+            "optim.rules.a: a later rule decides about all that it matches",
+        ),
+    ],
+)
+def test_a_rule_that_decides_about_nothing_is_refused(rules, words):
+    objective = siamese()
+    objective.still = nn.Linear(2, 2).requires_grad_(False)  # such as a teacher
+    for refused in (SGD(lr=1.0, rules=rules).freeze, lambda m: SGD(lr=1.0, rules=rules)(m, 256)):
+        with pytest.raises(RequestError, match=words):
+            refused(objective)
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"match": "p.*", "schedulled": False}, "x.schedulled: a rule has no such key; did you mean 'scheduled'?"),
+        ({"match": "p.*"}, "changes nothing; say lr=... or scheduled=false, or else frozen=true"),
+        ({"match": "p.*", "frozen": True, "lr": 0.1}, "freezes what it also gives a learning rate"),
+        ({"lr": 0.1}, "ield required"),
+        ({"match": "p.*", "lr": 0}, "must be greater than 0"),
+        ({"match": "p.*", "kind": "decay", "lr": 1.0}, "must be 'decayed' or 'excluded'"),
+        ({"match": "p.*", "scheduled": "no"}, "must be a boolean"),
+        (3, "must be an object"),
+    ],
+)
+def test_a_wrong_rule_is_a_fault_of_the_config(rule, words):
+    node = {**OmegaConf.to_container(OmegaConf.load(CONF / "optim" / "sgd.yaml")), "rules": {"x": rule}}
+    with pytest.raises(RequestError) as error:
+        check({"optim": node})
+    fault = next(line for line in str(error.value).splitlines() if "optim.rules" in line)
+    assert words in fault
+
+
+def test_rules_come_from_yaml_as_plain_mappings():
+    rules = "{predictor: {match: 'predictor.*', scheduled: false}}"
+    node = OmegaConf.create(f"{{_target_: ssl_runner.optim.recipe.SGD, lr: 0.05, rules: {rules}}}")
+    assert instantiate(node, _convert_="all").rules == {"predictor": Rule(match="predictor.*", scheduled=False)}
+
+
+# -- configs ---------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
     ("optim", "key", "value"),
     [
@@ -294,6 +515,9 @@ def test_only_what_trains_each_once_and_no_empty_group():
         (SGD, "weight_decay", -0.1),
         (SGD, "momentum", 1.0),
         (SGD, "reference_batch", 0),
+        (SGD, "weight_decay_end", -0.1),
+        (SGD, "layer_decay", 0.0),
+        (SGD, "layer_decay", 1.1),
         (SGD, "decay", "none"),
         (AdamW, "betas", [0.9, 1.0]),
         (AdamW, "betas", [0.9]),

@@ -14,19 +14,21 @@ from ssl_runner.errors import RequestError
 from ssl_runner.objectives.colourisation import (
     Colourisation,
     colour_loss,
+    expected_colour,
     gamut,
+    lab_to_rgb,
     rarity,
     rgb_to_lab,
     soft_encode,
 )
 from ssl_runner.objectives.inpainting import Inpainting, holes, masked_mse
-from ssl_runner.objectives.jigsaw import Jigsaw, distant_permutations, puzzle, shuffled
+from ssl_runner.objectives.jigsaw import Jigsaw, cut, distant_permutations, normalised, shuffled
 from ssl_runner.objectives.relative_position import RelativePosition, patch_pairs
 from ssl_runner.objectives.rotation import Rotation, rotations
 from ssl_runner.objectives.super_resolution import SuperResolution, degraded, residual_loss
 from ssl_runner.parts.tiles import crops
 from ssl_runner.parts.upsampling import Decoder
-from ssl_runner.types import Backbone, Objective
+from ssl_runner.types import Backbone, Batch, Objective
 
 SHAPE = (3, 16, 16)
 
@@ -73,6 +75,29 @@ def test_all_parameters_learn_and_the_loss_is_a_finite_scalar(objective: Objecti
     assert loss.isfinite()
     assert loss.dtype == torch.float32
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in objective.parameters())
+
+
+@pytest.mark.parametrize("objective", every(), ids=lambda o: type(o).__name__)
+def test_no_training_step_waits_for_its_device(objective: Objective) -> None:
+    """A meta tensor has no values, so that whatever reads one fails."""
+    assert objective.to("meta")({"views": [{"x": torch.randn(6, *SHAPE).to("meta")}]}).value.is_meta
+
+
+@pytest.mark.parametrize("objective", every(), ids=lambda o: type(o).__name__)
+def test_a_bf16_model_learns_and_shows(objective: Objective) -> None:
+    """precision=bf16-true: parameters, views and whatever is made anew are bf16."""
+    objective.to(torch.bfloat16)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        batch: Batch = {"views": [{"x": torch.randn(6, *SHAPE)}]}
+        loss = objective(batch).value
+        loss.backward()
+        with torch.no_grad():
+            objective.eval().show(batch)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert loss.dtype == torch.float32
+    assert loss.isfinite()
 
 
 # -- decoder and tiles -----------------------------------------------------------------------------------------
@@ -222,20 +247,20 @@ def test_each_tile_comes_normalised_from_its_cell() -> None:
     for cell in range(9):
         top, left = cell // 3 * 10, cell % 3 * 10
         x[:, :, top : top + 10, left : left + 10] = torch.rand(10, 10) + 100 * cell
-    tiles = puzzle(x, 3)
+    tiles = normalised(cut(x, 3))
     assert tiles.shape == (2, 9, 1, 9, 9)
     for n in range(2):
         for cell in range(9):
             top, left = cell // 3 * 10, cell % 3 * 10
             places = [(top + i, left + j) for i in range(2) for j in range(2)]
-            cut = [x[n, 0, i : i + 9, j : j + 9] for i, j in places]
-            plain = [(c - c.mean()) / (c.std(correction=0) + 1e-2) for c in cut]
+            every = [x[n, 0, i : i + 9, j : j + 9] for i, j in places]
+            plain = [(c - c.mean()) / (c.std(correction=0) + 1e-2) for c in every]
             assert any(torch.allclose(tiles[n, cell, 0], p, atol=1e-3) for p in plain)
 
 
 def test_tiles_of_the_smallest_images_still_hold_something() -> None:
     torch.manual_seed(0)
-    tiles = puzzle(torch.randn(2, 3, 8, 8), 3)
+    tiles = normalised(cut(torch.randn(2, 3, 8, 8), 3))
     assert tiles.shape == (2, 9, 3, 2, 2)
     assert (tiles.std((3, 4)) > 0).all()
 
@@ -281,6 +306,28 @@ def test_lab_of_known_colours() -> None:
     for rgb, lab in known.items():
         found = rgb_to_lab(torch.tensor(rgb).view(1, 3, 1, 1)).flatten()
         torch.testing.assert_close(found, torch.tensor(lab), atol=0.1, rtol=0)
+
+
+def test_lab_back_to_rgb() -> None:
+    rgb = torch.rand(2, 3, 20, 20, generator=torch.Generator().manual_seed(0))
+    rgb[0, :, 0] *= 0.03  # the linear ends of both curves
+    torch.testing.assert_close(lab_to_rgb(rgb_to_lab(rgb)), rgb, atol=2e-4, rtol=0)
+    green = lab_to_rgb(torch.tensor([80.0, -200.0, 100.0]).view(1, 3, 1, 1))  # more than a screen can show
+    assert green.min() >= 0
+    assert green.max() <= 1
+
+
+def test_the_expected_colour_is_an_annealed_mean() -> None:
+    torch.manual_seed(0)
+    logits, bins = torch.randn(2, 5, 2, 3), 30 * torch.randn(5, 2)
+    found = expected_colour(logits, bins)
+    assert found.shape == (2, 2, 2, 3)
+    for n, i, j in [(0, 0, 0), (1, 1, 2)]:
+        share = logits[n, :, i, j].double().softmax(0)
+        warmed = [math.exp(math.log(p) / 0.38) for p in share.tolist()]
+        for axis in range(2):
+            mean = sum(w * b for w, b in zip(warmed, bins[:, axis].tolist(), strict=True)) / sum(warmed)
+            assert found[n, axis, i, j].item() == pytest.approx(mean, abs=1e-3)
 
 
 def test_gamut_is_a_grid_that_covers_all_colours() -> None:

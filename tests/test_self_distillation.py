@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
-from ssl_runner.objectives import byol, dino, simsiam
+from ssl_runner.objectives import byol, simsiam
 from ssl_runner.objectives.byol import BYOL
 from ssl_runner.objectives.dino import DINO
 from ssl_runner.objectives.simsiam import SimSiam
+from ssl_runner.parts import distillation
 from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.types import Backbone, Batch, Objective
 
@@ -178,7 +179,7 @@ def test_dino_is_equation_3_over_pairs_of_different_views(large: int, views: int
 
 def test_dino_head_gives_cosines_with_prototypes_whose_length_cannot_matter() -> None:
     torch.manual_seed(0)
-    head = dino.Head(8, 10, 5, 7)
+    head = distillation.Head(8, 10, 5, 7)
     x = torch.randn(4, 8)
     scores = head(x)
     bottleneck, weight = rows(head.mlp(x)), rows(head.last.weight)
@@ -199,7 +200,7 @@ def test_dino_centre_is_equation_4_and_moves_after_its_use() -> None:
     old = objective.centre.clone()
     teacher = [twin.teacher_head(z) for z in embed_together(twin.teacher_backbone, batch["views"][:2])]
     student = [twin.head(z) for z in embed_together(twin.backbone, batch["views"])]
-    wanted = dino.cross_view(student, twin.targets(teacher), 0.1)
+    wanted = distillation.cross_view(student, twin.targets(teacher), 0.1)
     torch.testing.assert_close(objective(batch).value, wanted)
     every = [row for each in teacher for row in rows(each)]
     expected = [0.8 * old[k].item() + 0.2 * sum(row[k] for row in every) / 12 for k in range(7)]
@@ -207,6 +208,16 @@ def test_dino_centre_is_equation_4_and_moves_after_its_use() -> None:
     moved = objective.centre.clone()
     objective.eval()(batch)
     assert torch.equal(objective.centre, moved), "the centre moves in training only"
+
+
+def test_dino_logs_how_many_prototypes_its_targets_use() -> None:
+    torch.manual_seed(0)
+    peaked = torch.eye(7)[torch.tensor([0, 1, 1, 4])]  # shares 1/4, 1/2, 1/4
+    wanted = math.exp(-sum(p * math.log(p) for p in (0.25, 0.5, 0.25))) / 7
+    assert distillation.prototypes_used(peaked).item() == pytest.approx(wanted)
+    assert distillation.prototypes_used(torch.full((4, 7), 1 / 7)).item() == pytest.approx(1)
+    assert distillation.prototypes_used(torch.eye(7)[:1].expand(4, 7)).item() == pytest.approx(1 / 7)
+    assert 1 / 7 <= dino_small()(some(4, 4)).log["prototypes_used"] <= 1.001
 
 
 def test_dino_teacher_temperature_rises_and_then_stays() -> None:

@@ -38,7 +38,7 @@ def test_models_and_views_are_plain_torch(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_importing_a_module_is_cheap(path: Path) -> None:
-    needs_lightning = {"callbacks.py", "data.py", "learner.py", "stages.py"}
+    needs_lightning = {"callbacks.py", "data.py", "learner.py", "stages.py", "watch.py"}
     eager = {name for name, at_once in imports(path) if at_once}
     heavy = {"timm", "transformers", "torchvision", "torchmetrics", "sklearn", "PIL", "wandb"}
     assert not eager & heavy

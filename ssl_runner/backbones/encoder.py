@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Annotated
 
 import torch
@@ -58,8 +59,19 @@ class Encoder(TokenBackbone):
         """Patches -> (B, L, dim) tokens, positions added."""
         return self.stem(patches)
 
+    @property
+    def grid(self) -> tuple[int, ...] | None:
+        """How many tokens lie along each axis of the input, where the stem cuts it into a grid."""
+        return getattr(self.stem, "grid", None)
+
     def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, L, dim) -> (B, L, dim). pad: (B, L), True at tokens that no other may see.
+        """(B, L, dim) -> (B, L, dim). pad and causal as in `layers`."""
+        for output in self.layers(tokens, pad, causal):
+            tokens = output
+        return self.norm(tokens)
+
+    def layers(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Iterator[Tensor]:
+        """(B, L, dim) -> the (B, L, dim) behind each block. pad: (B, L), True at tokens that no other may see.
 
         causal: a token sees itself and those before it. Every token sees itself, padding too, so that a
         sample of nothing but padding stays finite.
@@ -74,7 +86,7 @@ class Encoder(TokenBackbone):
                 seen = seen.tril()
         for block in self.blocks:
             tokens = block(tokens, seen, causal and seen is None)
-        return self.norm(tokens)
+            yield tokens
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, ...) -> (B, dim). pad: (B, L), True at padding; a sample of nothing else gives zeros."""

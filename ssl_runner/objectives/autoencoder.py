@@ -13,7 +13,7 @@ from annotated_types import Gt
 from torch import Tensor
 
 from ssl_runner.parts.heads import mlp
-from ssl_runner.types import Backbone, Batch, Loss, Objective
+from ssl_runner.types import Backbone, Batch, Loss, Objective, View
 
 
 class Autoencoder(Objective):
@@ -32,7 +32,16 @@ class Autoencoder(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         view = batch["views"][0]
-        return Loss(squared_error(self.decoder(self.backbone(**view)), view["x"]))
+        return Loss(squared_error(self.rebuild(view), view["x"]))
+
+    def rebuild(self, view: View) -> Tensor:
+        """View -> (B, D), all values of each sample in one row."""
+        return self.decoder(self.backbone(**view))
+
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The input, and what was rebuilt of it."""
+        view = batch["views"][0]
+        return {"reconstruction": [view["x"], self.rebuild(view).float().view_as(view["x"])]}
 
 
 def squared_error(prediction: Tensor, x: Tensor) -> Tensor:

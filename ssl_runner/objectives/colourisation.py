@@ -56,10 +56,8 @@ class Colourisation(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         (view,) = batch["views"]
-        mean, std = (view["x"].new_tensor(v).float().view(-1, 1, 1) for v in (self.mean, self.std))
-        lab = rgb_to_lab((view["x"].float() * std + mean).clamp(0, 1))
-        lightness = (lab[:, :1] / 100 - mean) / std  # a grey image, as the backbone is used to seeing them
-        logits = self.decoder(self.backbone(lightness)).permute(0, 2, 3, 1).flatten(0, 2)
+        lab, grey = self._parted(view["x"])
+        logits = self.decoder(self.backbone(grey)).permute(0, 2, 3, 1).flatten(0, 2)
         colour = F.interpolate(lab[:, 1:], size=self.size, mode="area").permute(0, 2, 3, 1).flatten(0, 2)
         target = soft_encode(colour, self.bins)
         loss = colour_loss(logits, target, rarity(self.seen, self.balance))
@@ -67,15 +65,56 @@ class Colourisation(Objective):
             self.seen += all_reduce(target.mean(0)) / world_size()  # after its use
         return Loss(loss)
 
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The grey image, with the colours that were expected of it, and as it was."""
+        x = batch["views"][0]["x"]
+        lab, grey = self._parted(x)
+        colour = expected_colour(self.decoder(self.backbone(grey)), self.bins)
+        colour = F.interpolate(colour, size=x.shape[2:], mode="bilinear")
+        mean, std = self._scale(x)
+        return {"colourisation": [grey, (lab_to_rgb(torch.cat([lab[:, :1], colour], 1)) - mean) / std, x]}
+
+    def _parted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, 3, H, W), normalised -> its CIE Lab, and a grey image of its lightness, normalised as views are, which
+        is what a backbone is used to seeing."""
+        mean, std = self._scale(x)
+        lab = rgb_to_lab((x.float() * std + mean).clamp(0, 1))
+        return lab, ((lab[:, :1] / 100 - mean) / std).to(x.dtype)
+
+    def _scale(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        mean, std = (x.new_tensor(v).float().view(-1, 1, 1) for v in (self.mean, self.std))
+        return mean, std
+
 
 def rgb_to_lab(x: Tensor) -> Tensor:
     """(B, 3, H, W) sRGB in 0..1 -> CIE L in 0..100, a and b (IEC 61966-2-1; CIE 15, white point D65). In fp32."""
     linear = torch.where(x > 0.04045, ((x + 0.055) / 1.055) ** 2.4, x / 12.92)
-    to_xyz = x.new_tensor([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
-    with torch.autocast(x.device.type, enabled=False):
-        xyz = torch.einsum("ij,bjhw->bihw", to_xyz / to_xyz.sum(1, keepdim=True), linear)  # white is (1, 1, 1)
+    xyz = _mixed(_to_xyz(), linear)
     f = torch.where(xyz > (6 / 29) ** 3, xyz.clamp(min=1e-6) ** (1 / 3), xyz * (29 / 6) ** 2 / 3 + 4 / 29)
     return torch.stack([116 * f[:, 1] - 16, 500 * (f[:, 0] - f[:, 1]), 200 * (f[:, 1] - f[:, 2])], 1)
+
+
+def lab_to_rgb(lab: Tensor) -> Tensor:
+    """The inverse of `rgb_to_lab`; a colour that sRGB does not have becomes one at its edge."""
+    y = (lab[:, 0] + 16) / 116
+    f = torch.stack([y + lab[:, 1] / 500, y, y - lab[:, 2] / 200], 1)
+    xyz = torch.where(f > 6 / 29, f**3, 3 * (6 / 29) ** 2 * (f - 4 / 29))
+    linear = _mixed(_to_xyz().inverse(), xyz).clamp(0, 1)
+    return torch.where(linear > 0.0031308, 1.055 * linear.clamp(min=1e-6) ** (1 / 2.4) - 0.055, 12.92 * linear)
+
+
+def _to_xyz() -> Tensor:
+    """(3, 3): from linear sRGB to CIE XYZ, scaled so that white is (1, 1, 1)."""
+    rows = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    matrix = torch.tensor(rows, dtype=torch.float32)
+    return matrix / matrix.sum(1, keepdim=True)
+
+
+def _mixed(matrix: Tensor, x: Tensor) -> Tensor:
+    """(B, 3, H, W) -> the same, each colour times the (3, 3) matrix. Not as a matrix product, which autocast and
+    TF32 would round."""
+    red, green, blue = matrix.to(x).T[:, :, None, None]  # (3, 1, 1) each
+    return red * x[:, 0:1] + green * x[:, 1:2] + blue * x[:, 2:3]
 
 
 def gamut() -> Tensor:
@@ -92,7 +131,14 @@ def soft_encode(colour: Tensor, bins: Tensor) -> Tensor:
     """Section 2.1: (N, 2) colours and the (Q, 2) bins -> (N, Q) shares of the 5 nearest bins, by a Gaussian of 5."""
     near = (colour[:, None] - bins).square().sum(2).topk(5, dim=1, largest=False)
     share = torch.softmax(-near.values / (2 * 5**2), dim=1)
-    return torch.zeros(len(colour), len(bins), device=colour.device).scatter(1, near.indices, share)
+    return share.new_zeros(len(colour), len(bins)).scatter(1, near.indices, share)
+
+
+def expected_colour(logits: Tensor, bins: Tensor) -> Tensor:
+    """Section 2.3, "Class Probabilities to Point Estimates": (B, Q, h, w) and the (Q, 2) bins -> (B, 2, h, w), the
+    annealed mean of the distribution, at the paper's temperature of 0.38."""
+    share = (logits.float() / 0.38).softmax(1)
+    return torch.einsum("bqhw,qc->bchw", share, bins.float())
 
 
 def rarity(seen: Tensor, balance: float) -> Tensor:

@@ -5,15 +5,16 @@ Baevski, Hsu, Xu, Babu, Gu, Auli, ICML 2022. https://arxiv.org/abs/2202.03555
 
 from __future__ import annotations
 
-from typing import Annotated, cast
+from collections.abc import Mapping
+from typing import Annotated, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
-from ssl_runner.parts.gather import all_reduce, world_size
-from ssl_runner.parts.masking import random_mask
+from ssl_runner.parts.masking import block_mask, grid_of, random_mask
+from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
 
@@ -23,12 +24,15 @@ Share = Annotated[float, Ge(0), Le(1)]
 class Data2Vec(Objective):
     """Section 3: from a masked sample, regress what a slow copy of the network makes of the whole sample.
 
-    ratio: share of tokens that are hidden. beta: of Equation 2, where its square turns into a straight line.
-    momentum, momentum_end: tau of the teacher at the start and at the end of training.
+    ratio: share of tokens that are hidden. masking: in blocks of the backbone's grid (of the sequence, where it tells
+    none), as the paper does for images, or each token for itself. beta: of the smooth L1 loss, where its square turns
+    into a straight line. top: K, the last blocks whose outputs are averaged into targets; all that there are, if fewer.
+    A backbone that does not tell its blocks' outputs (`layers`) gives its last output alone.
+    momentum, momentum_end: tau of the teacher at the start and at the end of training, along half a cosine; the paper's
+    rises in a straight line. Its values are for hundreds of thousands of steps.
 
-    The teacher reads the student's own embedded tokens (Section 3.1) and has dropout off. Three things are
-    simpler than in the paper, so that any token backbone will do: targets are the last layer's outputs (K = 1
-    and not the mean of the top K), masks are drawn by token, not in blocks, and tau follows half a cosine.
+    The teacher reads the student's own embedded tokens and drops nothing. Targets are the blocks' outputs; the
+    paper's are their MLPs', before the last residual connection.
     """
 
     views = 1
@@ -38,6 +42,8 @@ class Data2Vec(Objective):
         backbone: TokenBackbone,
         *,
         ratio: Annotated[float, Gt(0), Lt(1)] = 0.6,
+        masking: Literal["blocks", "tokens"] = "blocks",
+        top: Annotated[int, Gt(0)] = 6,
         beta: Annotated[float, Gt(0)] = 2.0,
         momentum: Share = 0.999,
         momentum_end: Share = 0.9999,
@@ -48,23 +54,26 @@ class Data2Vec(Objective):
         self.mask_token = nn.Parameter(torch.zeros(backbone.dim))
         self.regressor = nn.Linear(backbone.dim, backbone.dim)
         nn.init.trunc_normal_(self.mask_token, std=0.02)
-        self.ratio, self.beta = ratio, beta
-        self.train()
-
-    def train(self, mode: bool = True) -> Data2Vec:
-        super().train(mode)
-        self.teacher.eval()
-        return self
+        self.ratio, self.blocks, self.top, self.beta = ratio, masking == "blocks", top, beta
 
     def forward(self, batch: Batch) -> Loss:
         (view,) = batch["views"]
         pad = view.get("pad")
         patches = self.backbone.patchify(view["x"])
         tokens = self.backbone.embed(patches)
-        mask = random_mask(len(tokens), tokens.shape[1], self.ratio, tokens.device)
+        mask = self.draw_mask(tokens)
         predicted = self.regressor(self.backbone.encode(self.hide(tokens, patches, mask), pad))
+        target = self.targets(tokens, pad)
         hidden = mask if pad is None else mask & ~pad
-        return Loss(regression(predicted, self.targets(tokens, pad), hidden, self.beta))
+        terms = {"predicted_std": deviation(predicted, hidden), "target_std": deviation(target, hidden)}
+        return Loss(regression(predicted, target, hidden, self.beta), terms)
+
+    def draw_mask(self, tokens: Tensor) -> Tensor:
+        """(B, L) bool, True where hidden."""
+        batch, length = tokens.shape[:2]
+        if not self.blocks:
+            return random_mask(batch, length, self.ratio, tokens.device)
+        return block_mask(torch.full((batch,), self.ratio), grid_of(self.backbone, length)).to(tokens.device)
 
     def hide(self, tokens: Tensor, patches: Tensor, mask: Tensor) -> Tensor:
         """Section 3.2: the learned token in place of those hidden, at their positions. Tokens: (B, L, dim).
@@ -76,19 +85,46 @@ class Data2Vec(Objective):
 
     @torch.no_grad()
     def targets(self, tokens: Tensor, pad: Tensor | None) -> Tensor:
-        """Section 3.3: (B, L, dim), the teacher's last layer for the whole sample, each token normalised."""
-        whole = cast(TokenBackbone, self.teacher.copy).encode(tokens.detach(), pad).float()
-        return F.layer_norm(whole, whole.shape[-1:])
+        """Section 3.3: (B, L, dim), the mean of the teacher's top K blocks for the whole sample, each block's tokens
+        normalised."""
+        outputs = layers(cast(TokenBackbone, self.teacher.copy), tokens.detach(), pad)[-self.top :]
+        return torch.stack([F.layer_norm(each.float(), each.shape[2:]) for each in outputs]).mean(0)
 
     def after_step(self, progress: float) -> None:
         self.teacher.update(self.backbone, progress)
 
+    def show(self, batch: Batch) -> Mapping[str, list[Tensor]]:
+        """The input, and what of it the student may read."""
+        (view,) = batch["views"]
+        patches = self.backbone.patchify(view["x"])
+        if patches.ndim == 2:  # ids have no blank
+            return {}
+        mask = self.draw_mask(patches)
+        return {"masked": [view["x"], self.backbone.unpatchify(torch.where(mask[..., None], 0.0, patches))]}
+
+
+def layers(backbone: TokenBackbone, tokens: Tensor, pad: Tensor | None) -> list[Tensor]:
+    """The (B, L, dim) behind each block, or, of a backbone that does not tell them, its last output alone."""
+    tell = getattr(backbone, "layers", None)
+    return [backbone.encode(tokens, pad)] if tell is None else list(tell(tokens, pad))
+
 
 def regression(predicted: Tensor, target: Tensor, hidden: Tensor, beta: float) -> Tensor:
-    """Equation 2, averaged over features and over the hidden tokens of all ranks. In fp32.
+    """Smooth L1 (Section 3.3, "Objective"), averaged over features and over the hidden tokens of all ranks. In fp32.
 
     predicted, target: (B, L, dim). hidden: (B, L) bool. The mean over ranks is the loss of the joined batch.
     """
     loss = F.smooth_l1_loss(predicted.float(), target.detach().float(), beta=beta, reduction="none").mean(2)
-    count = all_reduce(hidden.sum().float()) / world_size()
-    return loss.masked_fill(~hidden, 0.0).sum() / count.clamp(min=1e-6)
+    return masked_mean(loss, hidden)
+
+
+@torch.no_grad()
+def deviation(x: Tensor, hidden: Tensor) -> Tensor:
+    """(): the standard deviation of (B, L, dim) features over the hidden tokens of this rank, averaged over features.
+
+    Near 0 where the teacher, or the student, makes the same of everything (Section 5, "Discussion").
+    """
+    weight = hidden[..., None].float()
+    weight = weight / weight.sum().clamp(min=1)
+    centred = x.float() - (weight * x.float()).sum((0, 1))
+    return (weight * centred.square()).sum((0, 1)).sqrt().mean()

@@ -5,16 +5,14 @@ Caron, Touvron, Misra, Jégou, Mairal, Bojanowski, Joulin, ICCV 2021. https://ar
 
 from __future__ import annotations
 
-import itertools
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_runner.errors import RequestError
-from ssl_runner.parts.gather import all_reduce, world_size
+from ssl_runner.parts.distillation import Head, cross_view, move_centre, prototypes_used, warm
 from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.types import Backbone, Batch, Loss, Objective
@@ -33,6 +31,8 @@ class DINO(Objective):
     `teacher_warmup` of training (30 of 300 epochs). momentum: the teacher's at the start; it grows
     to 1 along half a cosine. centre_momentum: m of Equation 4.
     frozen: share of training in which the head's last layer stays as it is (the first of 300 epochs).
+
+    The log's `prototypes_used` is 1 / K in one kind of collapse, and near 1 where the loss stays at log K in the other.
 
     Views of one size pass the backbone together. Raises RequestError for fewer than two views, or fewer than
     `large`.
@@ -78,10 +78,12 @@ class DINO(Objective):
         learns = self.progress >= self.frozen
         student = [self.head(z, learns) for z in embed_together(self.backbone, views)]
         teacher = [self.teacher_head(z) for z in embed_together(self.teacher_backbone, views[: self.large])]
-        loss = cross_view(student, self.targets(teacher), self.temperature)
+        targets = self.targets(teacher)
         if self.training:
             move_centre(self.centre, torch.cat(teacher), self.centre_momentum)
-        return Loss(loss)
+        return Loss(
+            cross_view(student, targets, self.temperature), {"prototypes_used": prototypes_used(torch.cat(targets))}
+        )
 
     def targets(self, logits: list[Tensor]) -> list[Tensor]:
         """Section 3.1: the teacher's logits, centred and sharpened: (B, K) of each large crop."""
@@ -92,62 +94,3 @@ class DINO(Objective):
         self.teacher_backbone.update(self.backbone, progress)
         self.teacher_head.update(self.head, progress)
         self.progress.fill_(progress)
-
-
-class Head(nn.Module):
-    """Section 3.1 and Appendix C: a three-layer MLP with GELU and no BatchNorm, rows of unit length, and a
-    linear layer whose K weight vectors have unit length (weight normalisation with the gain fixed at 1)."""
-
-    def __init__(self, inputs: int, hidden: int, dim: int, prototypes: int):
-        super().__init__()
-        widths = [inputs, hidden, hidden, dim]
-        layers = [nn.Linear(a, b) for a, b in itertools.pairwise(widths)]
-        for layer in layers:
-            nn.init.trunc_normal_(layer.weight, std=0.02)
-            nn.init.zeros_(layer.bias)
-        self.mlp = nn.Sequential(layers[0], nn.GELU(), layers[1], nn.GELU(), layers[2])
-        self.last = nn.Linear(dim, prototypes, bias=False)
-
-    def forward(self, x: Tensor, learns: Tensor | None = None) -> Tensor:
-        """(..., inputs) -> (..., K) cosines in fp32. learns: () bool; if false the last layer gets zeros.
-
-        Momentum and Adam do not move a weight whose gradient has always been 0, and weight decay changes
-        lengths, which are normalised away: so the layer is frozen in effect, and DDP finds every gradient.
-        """
-        z = F.normalize(self.mlp(x).float(), dim=-1)
-        weight = self.last.weight.float()
-        if learns is not None:
-            still = weight.detach()
-            weight = still + (weight - still) * learns
-        with torch.autocast(x.device.type, enabled=False):
-            return F.linear(z, F.normalize(weight, dim=1))
-
-
-def warm(progress: Tensor, warmup: float, start: float, end: float) -> Tensor:
-    """(): from `start` to `end` in a straight line over the share `warmup` of training. In fp32."""
-    return start + (end - start) * (progress.float() / max(warmup, 1e-8)).clamp(max=1)
-
-
-def cross_view(student: list[Tensor], targets: list[Tensor], temperature: float) -> Tensor:
-    """Equation 3: the cross-entropy of every target with every student view but its own, averaged.
-
-    student: (B, K) logits of each view. targets: (B, K) probabilities of the first views. In fp32.
-    """
-    logs = [(each.float() / temperature).log_softmax(1) for each in student]
-    losses = [
-        -(target.detach().float() * log).sum(1).mean()
-        for n, target in enumerate(targets)
-        for m, log in enumerate(logs)
-        if n != m
-    ]
-    return torch.stack(losses).mean()
-
-
-@torch.no_grad()
-def move_centre(centre: Tensor, logits: Tensor, momentum: float) -> None:
-    """Equation 4, in place: the moving average of the teacher's logits over the rows of all ranks.
-
-    centre: (K,). logits: (n, K), as many rows on each rank.
-    """
-    mean = all_reduce(logits.float().mean(0)) / world_size()
-    centre.copy_(torch.lerp(mean, centre.float(), momentum))

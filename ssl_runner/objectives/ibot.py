@@ -5,6 +5,7 @@ Zhou, Wei, Wang, Shen, Xie, Yuille, Kong, ICLR 2022. https://arxiv.org/abs/2111.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, cast
 
 import torch
@@ -12,8 +13,8 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
-from ssl_runner.objectives.dino import Head, cross_view, move_centre, warm
-from ssl_runner.parts.gather import all_reduce
+from ssl_runner.parts.distillation import Head, cross_view, move_centre, prototypes_used, warm
+from ssl_runner.parts.masking import block_mask, grid_of
 from ssl_runner.parts.multicrop import embed_together
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone, View
@@ -33,8 +34,9 @@ class IBOT(Objective):
     between the first two, and it is 0 otherwise.
     temperature, teacher_start, teacher_end, teacher_warmup, momentum, centre_momentum, frozen: as in DINO.
 
-    A sample's embedding is the mean of its tokens, not a class token, and masks are drawn by token, not in
-    blocks, so that any token backbone will do. Raises RequestError for fewer than two views, or than `large`.
+    A sample's embedding is the mean of its tokens, not a class token, so that any token backbone will do.
+    The log's `prototypes_used` is that of the embeddings' targets, as in DINO. Raises RequestError for fewer than two
+    views, or than `large`.
     """
 
     views = None
@@ -98,8 +100,9 @@ class IBOT(Objective):
         if self.training:
             move_centre(self.centre, torch.cat(whole), self.centre_momentum)
             shown = [keep(taught, view.get("pad")) for taught, view in zip(whole_tokens, views, strict=False)]
-            move_token_centre(self.token_centre, torch.cat(shown), self.centre_momentum)
-        return Loss(between + within, {"between": between.detach(), "within": within.detach()})
+            move_centre(self.token_centre, torch.cat(shown), self.centre_momentum)
+        terms = {"between": between.detach(), "within": within.detach()}
+        return Loss(between + within, terms | {"prototypes_used": prototypes_used(torch.cat(targets))})
 
     @torch.no_grad()
     def teach(self, views: list[View]) -> tuple[list[Tensor], list[Tensor]]:
@@ -113,18 +116,32 @@ class IBOT(Objective):
         """(B, L, dim) the student's tokens of a masked view, and (B, L) which of them were hidden."""
         patches = self.backbone.patchify(view["x"])
         tokens = self.backbone.embed(patches)
-        hidden = draw(len(tokens), tokens.shape[1], self.ratio_low, self.ratio_high, self.masked)
         pad = view.get("pad")
-        hidden = hidden.to(tokens.device) if pad is None else hidden.to(tokens.device) & ~pad
+        hidden = self.draw_mask(tokens, pad)
         # a blank sample's tokens: the positions and a constant, which the learned token takes up
         blank = self.backbone.embed(torch.zeros_like(patches[:1]))
         tokens = torch.where(hidden[..., None], self.mask_token + blank, tokens)
         return self.backbone.encode(tokens, pad), hidden
 
+    def draw_mask(self, tokens: Tensor, pad: Tensor | None) -> Tensor:
+        """(B, L) bool, True where hidden."""
+        grid = grid_of(self.backbone, tokens.shape[1])
+        hidden = draw(len(tokens), grid, self.ratio_low, self.ratio_high, self.masked).to(tokens.device)
+        return hidden if pad is None else hidden & ~pad
+
     def after_step(self, progress: float) -> None:
         self.teacher_backbone.update(self.backbone, progress)
         self.teacher_head.update(self.head, progress)
         self.progress.fill_(progress)
+
+    def show(self, batch: Batch) -> Mapping[str, list[Tensor]]:
+        """The first view, and what of it the student may read; samples that are shown whole are drawn too."""
+        view = batch["views"][0]
+        patches = self.backbone.patchify(view["x"])
+        if patches.ndim == 2:  # ids have no blank
+            return {}
+        hidden = self.draw_mask(patches, view.get("pad"))
+        return {"masked": [view["x"], self.backbone.unpatchify(torch.where(hidden[..., None], 0.0, patches))]}
 
 
 def encode(backbone: TokenBackbone, view: View) -> Tensor:
@@ -144,11 +161,10 @@ def keep(tokens: Tensor, pad: Tensor | None) -> Tensor:
     return tokens.flatten(0, 1) if pad is None else tokens[~pad]
 
 
-def draw(batch: int, length: int, low: float, high: float, masked: float) -> Tensor:
-    """Section 4, implementation details: (B, L) bool, True where hidden. With probability `masked` a sample's
-    share of hidden tokens is uniform in [low, high], else 0. From torch's global CPU generator."""
-    share = (low + (high - low) * torch.rand(batch)) * (torch.rand(batch) < masked)
-    return torch.rand(batch, length).argsort(1) < (share * length).round()[:, None]
+def draw(batch: int, grid: tuple[int, ...], low: float, high: float, masked: float) -> Tensor:
+    """Section 4, implementation details: (B, L) bool, True where hidden, in blocks of the grid. With probability
+    `masked` a sample's share of hidden tokens is uniform in [low, high], else 0. From torch's global CPU generator."""
+    return block_mask((low + (high - low) * torch.rand(batch)) * (torch.rand(batch) < masked), grid)
 
 
 def masked_tokens(student: Tensor, target: Tensor, hidden: Tensor, temperature: float) -> Tensor:
@@ -159,12 +175,3 @@ def masked_tokens(student: Tensor, target: Tensor, hidden: Tensor, temperature: 
     log = (student.float() / temperature).log_softmax(2)
     loss = -(target.detach().float() * log).sum(2).masked_fill(~hidden, 0.0)
     return (loss.sum(1) / hidden.sum(1).clamp(min=1)).mean()
-
-
-@torch.no_grad()
-def move_token_centre(centre: Tensor, logits: Tensor, momentum: float) -> None:
-    """DINO's Equation 4 for tokens, in place. logits: (n, K); padding lets ranks hold different numbers."""
-    total = all_reduce(logits.float().sum(0))
-    count = all_reduce(torch.tensor(float(len(logits)), device=logits.device))
-    mean = total / count.clamp(min=1)
-    centre.copy_(torch.lerp(mean, centre.float(), momentum))

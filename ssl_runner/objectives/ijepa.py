@@ -24,7 +24,7 @@ Momentum = Annotated[float, Ge(0), Le(1)]
 
 
 class IJEPA(Objective):
-    """Section 3: from the embedded context, predict a teacher's embeddings of several target blocks.
+    """From the embedded context, predict a teacher's embeddings of several target blocks.
 
     shape: of a sample. dim, depth, heads: of the predictor. blocks: targets a sample (M). target_scale, context_scale:
     bounds of a block's share of the patches. aspect: bounds of a target's height / width.
@@ -35,7 +35,6 @@ class IJEPA(Objective):
     """
 
     views = 1
-    cells: Tensor
 
     def __init__(
         self,
@@ -61,27 +60,26 @@ class IJEPA(Objective):
         self.target_scale = ascending("objective.target_scale", target_scale)
         self.context_scale = ascending("objective.context_scale", context_scale)
         self.aspect = ascending("objective.aspect", aspect)
-        self.register_buffer("cells", cells(backbone, shape))
+        self.cells = cells(backbone, shape)  # no buffer: blocks are drawn on the CPU, without waiting for a device
 
     def forward(self, batch: Batch) -> Loss:
         patches = self.backbone.patchify(batch["views"][0]["x"])
         context, targets = self.draw(len(patches))
-        context, targets = context.to(patches.device), targets.to(patches.device)
-        wanted = self.teacher(patches)
-        return Loss(distance(self.predict(patches, context, targets), wanted, targets))
+        prediction = self.predict(patches, context, targets)
+        return Loss(distance(prediction, self.teacher(patches), targets.to(patches.device)))
 
     def after_step(self, progress: float) -> None:
         self.teacher.update(_Tokens(self.backbone), progress)
 
     def draw(self, batch: int) -> tuple[Tensor, Tensor]:
-        """Context (B, L) and targets (B, M, L), True at a sample's patches: Section 3, "Targets" and "Context".
+        """Context (B, L) and targets (B, M, L), on the CPU, True at a sample's patches: "Targets" and "Context".
 
         The context is a large block minus the targets. A draw that leaves none of it, on a coarse grid, is repeated.
         Raises RequestError when a hundred draws did.
         """
-        grid = self.cells.cpu()
-        context = grid.new_zeros(batch, len(grid), dtype=torch.bool)
-        targets = grid.new_zeros(batch, self.blocks, len(grid), dtype=torch.bool)
+        grid = self.cells
+        context = torch.zeros(batch, len(grid), dtype=torch.bool)
+        targets = torch.zeros(batch, self.blocks, len(grid), dtype=torch.bool)
         for _ in range(100):
             empty = ~context.any(1)
             count = int(empty.sum())
@@ -96,21 +94,30 @@ class IJEPA(Objective):
         )
 
     def predict(self, patches: Tensor, context: Tensor, targets: Tensor) -> Tensor:
-        """(B, L, P), (B, L), (B, M, L) -> (B, M, L, backbone.dim), defined at the targets: Section 3, "Prediction".
+        """(B, L, P), (B, L), (B, M, L) -> (B, M, L, backbone.dim), defined at the targets: "Prediction".
 
         One pass of the predictor a target block: it sees the context's embeddings and that block's positions.
+        The masks are on the CPU, where it costs no wait to count what they hold.
         """
-        width = self.blocks
-        place, pad = packed(context)
+        width, device = self.blocks, patches.device
+        place, pad = packed(context, device)
         seen = self.backbone.encode(take(self.backbone.embed(patches), place), pad)
         known = self.predictor.enter(seen)
         full = spread(known, place, context.shape[1]).repeat_interleave(width, 0)
         hidden = targets.flatten(0, 1)
-        full = torch.where(hidden[..., None], self.predictor.mask_token.to(full.dtype), full)
-        place, pad = packed(context.repeat_interleave(width, 0) | hidden)
+        full = torch.where(hidden[..., None].to(device), self.predictor.mask_token.to(full.dtype), full)
+        place, pad = packed(context.repeat_interleave(width, 0) | hidden, device)
         tokens = self.predictor.trunk.encode(take(self.predictor.trunk.embed(full), place), pad)
         predicted = spread(self.predictor.leave(tokens), place, context.shape[1])
         return predicted.view(*targets.shape, -1)
+
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The input, its patches that are context, and those that are targets."""
+        x = batch["views"][0]["x"]
+        patches = self.backbone.patchify(x)
+        context, targets = self.draw(len(patches))
+        masks = [mask.to(x.device)[..., None] for mask in (context, targets.any(1))]
+        return {"blocks": [x, *(self.backbone.unpatchify(torch.where(mask, patches, 0.0)) for mask in masks)]}
 
 
 class _Tokens(nn.Module):
@@ -126,7 +133,7 @@ class _Tokens(nn.Module):
 
 
 def distance(prediction: Tensor, target: Tensor, mask: Tensor) -> Tensor:
-    """Section 3, "Loss": (B, M, L, D) predictions and (B, L, D) targets, averaged over the places of the (B, M, L)
+    """The paper's "Loss": (B, M, L, D) predictions and (B, L, D) targets, averaged over the places of the (B, M, L)
     mask and over D. Smooth L1."""
     wanted = target[:, None].expand_as(prediction).float()
     error = F.smooth_l1_loss(prediction.float(), wanted, reduction="none").mean(3)
@@ -162,13 +169,13 @@ def block(grid: Tensor, count: int, scale: tuple[float, float], aspect: tuple[fl
     return inside.all(2)
 
 
-def packed(mask: Tensor) -> tuple[Tensor, Tensor]:
-    """(B, L) -> places (B, K) of the True ones, in order, K as many as the fullest row has; and (B, K), True where a
-    row has fewer, so that the place is padding."""
+def packed(mask: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, L), on the CPU -> on the device, places (B, K) of the True ones, in order, K as many as the fullest row has;
+    and (B, K), True where a row has fewer, so that the place is padding."""
     count = mask.sum(1)
     longest = int(count.max())
     place = (~mask).long().argsort(dim=1, stable=True)[:, :longest]
-    return place, torch.arange(longest, device=mask.device) >= count[:, None]
+    return place.to(device), (torch.arange(longest) >= count[:, None]).to(device)
 
 
 def take(tokens: Tensor, place: Tensor) -> Tensor:

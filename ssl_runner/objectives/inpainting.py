@@ -17,10 +17,10 @@ from ssl_runner.types import Backbone, Batch, Loss, Objective
 
 
 class Inpainting(Objective):
-    """Section 3: an image with parts removed is encoded, and a decoder paints what was there.
+    """An image with parts removed is encoded, and a decoder paints what was there.
 
     shape: (C, H, W) of the images. width: channels of the decoder.
-    blocks, side: the "random block" regions of Section 3.3: so many squares, each of this share of the image's
+    blocks, side: the "random block" of the paper's region masks: so many squares, each of this share of the image's
     sides, placed at random in each image; they may overlap. The defaults remove at most a quarter.
 
     Views are normalised, so the mean colour that fills the holes is 0.
@@ -45,8 +45,18 @@ class Inpainting(Objective):
         (view,) = batch["views"]
         x = view["x"]
         hole = holes(x, self.blocks, self.side)
-        painted = self.decoder(self.backbone(x.masked_fill(hole, 0)))
-        return Loss(masked_mse(painted, x, hole))
+        return Loss(masked_mse(self.paint(x.masked_fill(hole, 0)), x, hole))
+
+    def paint(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same, as the decoder sees it from the features alone."""
+        return self.decoder(self.backbone(x))
+
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The image with its holes, with the holes painted, and as it was."""
+        x = batch["views"][0]["x"]
+        hole = holes(x, self.blocks, self.side)
+        seen = x.masked_fill(hole, 0)
+        return {"inpainting": [seen, torch.where(hole, self.paint(seen).float(), x.float()), x]}
 
 
 def holes(x: Tensor, blocks: int, side: float) -> Tensor:
@@ -62,7 +72,7 @@ def holes(x: Tensor, blocks: int, side: float) -> Tensor:
 
 
 def masked_mse(painted: Tensor, x: Tensor, hole: Tensor) -> Tensor:
-    """Equation 1, |M (x - F((1 - M) x))|^2, per removed value of all ranks. In fp32.
+    """The paper's reconstruction loss, |M (x - F((1 - M) x))|^2, per removed value of all ranks. In fp32.
 
     painted, x: (B, C, H, W); hole: (B, 1, H, W), the paper's M. Ranks may remove different numbers of values: each
     divides by their mean, so that the mean over ranks is the joined batch's loss.

@@ -9,10 +9,9 @@ from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge, Gt
+from annotated_types import Ge, Gt, Le, Lt
 from torch import Tensor, nn
 
-from ssl_runner.errors import RequestError
 from ssl_runner.parts.gather import gather
 from ssl_runner.types import Backbone, Batch, Loss, Objective
 
@@ -23,6 +22,11 @@ class InstDisc(Objective):
     samples: n, how many the pretraining part has. dim: of a feature, a linear layer on the backbone.
     noise: m, rows of the memory drawn as noise, the same for the whole batch.
     temperature: tau of Equation 2. proximal: lambda of Equation 10.
+    momentum: what a row of the memory keeps of itself when its sample's feature comes, of unit length again. The
+    paper has 0, the feature takes its place; the authors' code has 0.5, and no proximal term.
+    z_momentum: what the constant Z keeps of itself at each step. 1, as in the paper: the first batch sets it for good.
+    That batch meets a memory of random rows; where features then lie closer together than those, Z is too small by
+    powers of ten, noise looks like data and the loss explodes. Less than 1 lets Z follow.
 
     In evaluation mode a sample has no row of its own: the row nearest to it stands in, and nothing is written.
     """
@@ -40,26 +44,26 @@ class InstDisc(Objective):
         noise: Annotated[int, Gt(0)] = 4096,
         temperature: Annotated[float, Gt(0)] = 0.07,
         proximal: Annotated[float, Ge(0)] = 30.0,
+        momentum: Annotated[float, Ge(0), Lt(1)] = 0.0,
+        z_momentum: Annotated[float, Ge(0), Le(1)] = 1.0,
     ):
         super().__init__()
         self.backbone = backbone
         self.embedding = nn.Linear(backbone.dim, dim)
-        self.noise, self.temperature, self.proximal = noise, temperature, proximal
+        self.noise, self.temperature = noise, temperature
+        self.proximal, self.momentum, self.z_momentum = proximal, momentum, z_momentum
         self.register_buffer("memory", F.normalize(torch.randn(samples, dim), dim=1))
         self.register_buffer("z", torch.zeros(()))  # the constant Z of Equation 5; 0 until the first batch
 
     def forward(self, batch: Batch) -> Loss:
         (view,), index, memory = batch["views"], batch["index"], self.memory.float()
-        if self.training and int(index.max()) >= len(memory):
-            raise RequestError(
-                f"objective.samples={len(memory)}: the data has a sample number {int(index.max())}; "
-                "give the number of samples of its pretraining part"
-            )
         feature = F.normalize(self.embedding(self.backbone(**view)).float(), dim=1)
         with torch.autocast(feature.device.type, enabled=False), torch.no_grad():
             own = memory[index if self.training else (feature @ memory.T).argmax(1)]
+        kept = self.z_momentum if self.training else 1.0
         drawn = memory[torch.randint(len(memory), (self.noise,)).to(memory.device)]
-        z = torch.where(self.z > 0, self.z.float(), partition(feature, drawn, len(memory), self.temperature))
+        estimate = partition(feature, drawn, len(memory), self.temperature)
+        z = torch.where(self.z > 0, torch.lerp(estimate, self.z.float(), kept), estimate)
         contrast = nce(feature, own, drawn, z, len(memory), self.temperature)
         drift = (feature - own).square().sum(1).mean()
         if self.training:
@@ -69,9 +73,11 @@ class InstDisc(Objective):
 
     @torch.no_grad()
     def _remember(self, feature: Tensor, index: Tensor, z: Tensor) -> None:
-        """Section 3.1: the features of all ranks take their rows of the memory."""
+        """Section 3.1: the features of all ranks go into their rows of the memory."""
         self.z.copy_(z)
-        self.memory[gather(index)] = gather(feature.detach()).to(self.memory.dtype)
+        index = gather(index)
+        rows = torch.lerp(gather(feature.detach()), self.memory[index].float(), self.momentum)
+        self.memory[index] = F.normalize(rows, dim=1).to(self.memory.dtype)
 
 
 @torch.no_grad()

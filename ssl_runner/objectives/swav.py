@@ -16,6 +16,7 @@ from ssl_runner.errors import RequestError
 from ssl_runner.parts.gather import rank, world_size
 from ssl_runner.parts.heads import mlp
 from ssl_runner.parts.multicrop import embed_together
+from ssl_runner.parts.prototypes import share_used, similarity
 from ssl_runner.parts.queue import Queue
 from ssl_runner.parts.sinkhorn import sinkhorn
 from ssl_runner.types import Backbone, Batch, Loss, Objective, View
@@ -78,31 +79,36 @@ class SwAV(Objective):
         # Frozen means that the gradient is 0 and not None, so that DDP finds every gradient.
         weight = still + (self.prototypes - still) * (self.progress >= self.frozen)
         scores = [similarity(z, weight) for z in embedded]
-        codes = [self.code(each, past) for each, past in zip(scores, self.past(), strict=False)]
+        codes = self.codes(scores[: self.large])
         self.put(embedded)
-        return Loss(swapped(scores, codes, self.temperature))
+        used = share_used(torch.cat(scores[: self.large]))
+        return Loss(swapped(scores, codes, self.temperature), {"prototypes_used": used})
 
     def project(self, views: list[View]) -> list[Tensor]:
         """(B, dim) of unit length for each view, fp32. One pass of the backbone per size, one of the head for all."""
         z = self.projector(torch.cat(embed_together(self.backbone, views)))
         return list(F.normalize(z.float(), dim=1).chunk(len(views)))
 
-    def past(self) -> list[Tensor]:
-        """This rank's share of each queue, (m, dim), since codes are made over all ranks; (0, dim) before its use."""
-        nothing = self.prototypes.new_zeros(0, self.prototypes.shape[1])
-        rings = self.rings()
-        if not rings or not (self.stored >= len(rings[0].rows) and self.progress >= self.queue_start):
-            return [nothing] * self.large
-        return [ring.rows[rank() :: world_size()] for ring in rings]
+    @torch.no_grad()
+    def codes(self, scores: list[Tensor]) -> list[Tensor]:
+        """Section 3.1: (B, K) scores of each large crop -> (B, K) codes, without gradients."""
+        alone = [self.balanced(each.detach()) for each in scores]
+        if not self.queues:
+            return alone
+        # Both are made and one is chosen, since to ask whether the queue is ready would make a device wait.
+        ready = (self.stored >= len(self.rings()[0].rows)) & (self.progress >= self.queue_start)
+        codes = []
+        for each, code, ring in zip(scores, alone, self.rings(), strict=True):
+            past = ring.rows[rank() :: world_size()]  # this rank's share, since codes are made over all ranks
+            joined = self.balanced(torch.cat([each.detach(), similarity(past, self.prototypes)]))
+            codes.append(torch.where(ready, joined[: len(each)], code))
+        return codes
+
+    def balanced(self, scores: Tensor) -> Tensor:
+        return sinkhorn(scores, epsilon=self.epsilon, iterations=self.iterations)
 
     def rings(self) -> list[Queue]:
         return cast(list[Queue], list(self.queues))
-
-    @torch.no_grad()
-    def code(self, scores: Tensor, past: Tensor) -> Tensor:
-        """Section 3.1: (B, K) scores and the past embeddings -> (B, K) codes of the batch, without gradients."""
-        every = torch.cat([scores.detach(), similarity(past, self.prototypes)])
-        return sinkhorn(every, epsilon=self.epsilon, iterations=self.iterations)[: len(scores)]
 
     def put(self, embedded: list[Tensor]) -> None:
         if not self.training or not self.queues:
@@ -115,12 +121,6 @@ class SwAV(Objective):
     def after_step(self, progress: float) -> None:
         self.prototypes.copy_(F.normalize(self.prototypes.float(), dim=1))
         self.progress.fill_(progress)
-
-
-def similarity(z: Tensor, prototypes: Tensor) -> Tensor:
-    """z C of Equation 2: (n, dim), (K, dim) -> (n, K). In fp32."""
-    with torch.autocast(z.device.type, enabled=False):
-        return z.float() @ prototypes.float().T
 
 
 def swapped(scores: list[Tensor], codes: list[Tensor], temperature: float) -> Tensor:

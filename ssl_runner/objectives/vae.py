@@ -13,7 +13,7 @@ from annotated_types import Gt
 from torch import Tensor, nn
 
 from ssl_runner.parts.heads import mlp
-from ssl_runner.types import Backbone, Batch, Loss, Objective
+from ssl_runner.types import Backbone, Batch, Loss, Objective, View
 
 
 class VAE(Objective):
@@ -45,11 +45,31 @@ class VAE(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         view = batch["views"][0]
-        mean, log_var = self.posterior(self.backbone(**view)).float().chunk(2, dim=1)
-        latent = sample(mean, log_var)
+        mean, log_var = self.infer(view)
+        latent = sample(mean, log_var).to(view["x"].dtype)
         unlikely = -log_likelihood(self.decoder(latent), view["x"], self.sigma).mean()
         kl = divergence(mean, log_var).mean()
         return Loss(unlikely + kl, {"reconstruction": unlikely.detach(), "kl": kl.detach()})
+
+    def infer(self, view: View) -> tuple[Tensor, Tensor]:
+        """View -> mean and log of the variance of the approximate posterior, (B, dim) each, in fp32."""
+        mean, log_var = self.posterior(self.backbone(**view)).float().chunk(2, dim=1)
+        return mean, log_var
+
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The input, what is rebuilt of its posterior's mean and of a draw from its posterior; and what the decoder
+        makes of draws from the prior, the unit Gaussian. All are means of the decoder's Gaussian."""
+        view = batch["views"][0]
+        mean, log_var = self.infer(view)
+
+        def decoded(latent: Tensor) -> Tensor:
+            return self.decoder(latent.to(view["x"].dtype)).float().view_as(view["x"])
+
+        none = torch.zeros_like(mean)
+        return {
+            "reconstruction": [view["x"], decoded(mean), decoded(sample(mean, log_var))],
+            "samples": [decoded(sample(none, none)) for _ in range(4)],
+        }
 
 
 def sample(mean: Tensor, log_var: Tensor) -> Tensor:
