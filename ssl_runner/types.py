@@ -5,7 +5,7 @@ Plain torch, nothing else. A modality is a matter of stems, datasets and views; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
@@ -54,6 +54,8 @@ class Backbone(nn.Module):
 class TokenBackbone(Backbone):
     """What masked, causal and dense objectives ask for: the steps between input and embedding, one by one."""
 
+    grid: tuple[int, ...] | None = None  # how many tokens lie along each axis of the input, where they form a grid
+
     def patchify(self, x: Tensor) -> Tensor:
         """(B, ...) -> (B, L, P) values, or (B, L) ids."""
         raise NotImplementedError
@@ -69,6 +71,10 @@ class TokenBackbone(Backbone):
     def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
         """(B, L, dim) -> (B, L, dim)."""
         raise NotImplementedError
+
+    def layers(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Iterator[Tensor]:
+        """(B, L, dim) -> the (B, L, dim) behind each block; the last one alone, where a backbone can't tell them."""
+        yield self.encode(tokens, pad, causal)
 
 
 class MapBackbone(Backbone):

@@ -19,7 +19,7 @@ from ssl_runner.objectives.data2vec import Data2Vec
 from ssl_runner.objectives.ibot import IBOT
 from ssl_runner.parts import distillation
 from ssl_runner.parts.masking import block_mask
-from ssl_runner.types import Batch
+from ssl_runner.types import Batch, TokenBackbone
 
 
 def series(dropout: float = 0.0) -> Encoder:
@@ -128,7 +128,7 @@ def test_data2vec_targets_of_a_backbone_that_tells_no_blocks_are_its_last_output
     torch.manual_seed(0)
 
     class Whole(Encoder):
-        layers = None  # type: ignore[assignment]
+        layers = TokenBackbone.layers
 
         def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
             return self.norm(tokens)

@@ -41,7 +41,7 @@ class Encoder(TokenBackbone):
         super().__init__()
         if stem.dim % heads:
             raise RequestError(f"backbone.heads={heads}: does not divide the stem's dim, {stem.dim}")
-        self.stem, self.dim = stem, stem.dim
+        self.stem, self.dim, self.grid = stem, stem.dim, getattr(stem, "grid", None)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
         hidden = int(self.dim * mlp_ratio)
         self.blocks = nn.ModuleList(_Block(self.dim, heads, hidden, dropout, rate) for rate in rates)
@@ -58,11 +58,6 @@ class Encoder(TokenBackbone):
     def embed(self, patches: Tensor) -> Tensor:
         """Patches -> (B, L, dim) tokens, positions added."""
         return self.stem(patches)
-
-    @property
-    def grid(self) -> tuple[int, ...] | None:
-        """How many tokens lie along each axis of the input, where the stem cuts it into a grid."""
-        return getattr(self.stem, "grid", None)
 
     def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
         """(B, L, dim) -> (B, L, dim). pad and causal as in `layers`."""

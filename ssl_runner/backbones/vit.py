@@ -51,7 +51,7 @@ class ViT(TokenBackbone):
         _must_be_plain(self.model, name)
         self.dim = self.model.embed_dim
         self.patch: tuple[int, int] = tuple(self.model.patch_embed.patch_size)
-        self.grid = (shape[1] // self.patch[0], shape[2] // self.patch[1])
+        self.grid: tuple[int, int] = (shape[1] // self.patch[0], shape[2] // self.patch[1])
 
     def patchify(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, L, P): patches in row-major order, each as (C, p, q)."""

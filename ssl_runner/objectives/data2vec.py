@@ -87,7 +87,8 @@ class Data2Vec(Objective):
     def targets(self, tokens: Tensor, pad: Tensor | None) -> Tensor:
         """Section 3.3: (B, L, dim), the mean of the teacher's top K blocks for the whole sample, each block's tokens
         normalised."""
-        outputs = layers(cast(TokenBackbone, self.teacher.copy), tokens.detach(), pad)[-self.top :]
+        teacher = cast(TokenBackbone, self.teacher.copy)
+        outputs = list(teacher.layers(tokens.detach(), pad))[-self.top :]
         return torch.stack([F.layer_norm(each.float(), each.shape[2:]) for each in outputs]).mean(0)
 
     def after_step(self, progress: float) -> None:
@@ -101,12 +102,6 @@ class Data2Vec(Objective):
             return {}
         mask = self.draw_mask(patches)
         return {"masked": [view["x"], self.backbone.unpatchify(torch.where(mask[..., None], 0.0, patches))]}
-
-
-def layers(backbone: TokenBackbone, tokens: Tensor, pad: Tensor | None) -> list[Tensor]:
-    """The (B, L, dim) behind each block, or, of a backbone that does not tell them, its last output alone."""
-    tell = getattr(backbone, "layers", None)
-    return [backbone.encode(tokens, pad)] if tell is None else list(tell(tokens, pad))
 
 
 def regression(predicted: Tensor, target: Tensor, hidden: Tensor, beta: float) -> Tensor:

@@ -20,8 +20,7 @@ def random_mask(batch: int, length: int, ratio: float, device: torch.device) -> 
 
 def grid_of(backbone: TokenBackbone, length: int) -> tuple[int, ...]:
     """How many of `length` tokens lie along each axis: one axis, where the backbone tells no `grid`."""
-    grid = getattr(backbone, "grid", None)
-    return grid if grid is not None and math.prod(grid) == length else (length,)
+    return backbone.grid if backbone.grid is not None and math.prod(backbone.grid) == length else (length,)
 
 
 def block_mask(share: Tensor, grid: tuple[int, ...]) -> Tensor:
