@@ -19,6 +19,8 @@ from ssl_runner.seeds import derive
 from ssl_runner.types import Batch, Loss, Objective, Samples, View, as_batch
 from ssl_runner.views.base import Views
 
+NAMED = 8  # samples of a bad batch
+
 
 class Learner(pl.LightningModule):
     """Owns no state of its own: schedules and random draws are functions of the step.
@@ -47,7 +49,8 @@ class Learner(pl.LightningModule):
         self.train_metrics: dict[str, float] = {}  # what was logged last
         self.val_metrics: dict[str, float] = {}
         self._train_mean, self._val_mean = Means(), Means()
-        self._first_bad: Tensor | None = None
+        self._terms: tuple[str, ...] = ()
+        self._bad: Tensor | None = None  # which terms, which batch, which samples; all 0 terms: none yet
         self._clock_started = 0.0
         optim.freeze(objective)
         if has_convolution(objective):
@@ -116,23 +119,28 @@ class Learner(pl.LightningModule):
             logger.log_metrics(row, step=self.global_step)
 
     def _watch(self, loss: Loss, samples: Samples, batch_idx: int) -> None:
-        """Remembers the first batch with a non-finite term, without making the device wait."""
-        terms = torch.stack([loss.value.detach().float(), *(v.detach().float() for v in loss.log.values())])
-        bad = torch.where(terms.isfinite().all(), -1, batch_idx)
-        self._first_bad = bad if self._first_bad is None else torch.where(self._first_bad >= 0, self._first_bad, bad)
+        """Remembers what was not finite in the first bad batch, without making the device wait."""
+        terms = {"loss": loss.value, **loss.log}
+        bad = torch.stack([~value.detach().float().isfinite() for value in terms.values()])
+        rows = samples["index"][:NAMED].to(bad.device)
+        note = torch.cat([bad.long(), torch.full_like(rows[:1], batch_idx), rows])
+        self._terms = tuple(terms)
+        self._bad = note if self._bad is None else torch.where(self._bad[: len(bad)].any(), self._bad, note)
         if bad.device.type == "cpu":
-            self.check_finite({"loss": loss.value, **loss.log}, samples)
+            self.check_finite()
 
-    def check_finite(self, terms: Mapping[str, Tensor] | None = None, samples: Samples | None = None) -> None:
+    def check_finite(self) -> None:
         """Raises RunError if a loss or one of its terms was not finite. Always called before a checkpoint."""
-        if self._first_bad is None or (batch := int(self._first_bad)) < 0:
+        if self._bad is None:
             return
-        which = [name for name, value in (terms or {}).items() if not bool(value.isfinite())]
-        rows = "" if samples is None else f", samples {samples['index'][:8].tolist()}..."
-        raise RunError(
-            f"non-finite {' and '.join(which) or 'loss'} in batch {batch}{rows}: the run stops, and the last good "
-            "checkpoint stays. Try a smaller optim.lr, a longer schedule.warmup, clip=1.0 or precision=32"
-        )
+        noted, count = self._bad.tolist(), len(self._terms)
+        which = [name for name, bad in zip(self._terms, noted, strict=False) if bad]
+        if which:
+            raise RunError(
+                f"non-finite {' and '.join(which)} in batch {noted[count]}, samples {noted[count + 1 :]}...: the run "
+                "stops, and the last good checkpoint stays. Try a smaller optim.lr, a longer schedule.warmup, clip=1.0 "
+                "or precision=32"
+            )
 
 
 class Means:

@@ -27,6 +27,7 @@ from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
 from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
+from ssl_runner.parts.teacher import Teacher
 from ssl_runner.seeds import derive
 from ssl_runner.types import Backbone, Embed, Evaluator
 from ssl_runner.watch import Watch
@@ -148,6 +149,11 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
 
     accelerator = devices.accelerator(config["device"]["accelerator"])
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
+    if precision == "bf16-true" and any(isinstance(module, Teacher) for module in objective.modules()):
+        raise RequestError(
+            "precision.mode=bf16-true: would keep the teacher's weights in bf16, which is too coarse for its small "
+            "steps, so that it would not move; use precision.mode=bf16-mixed"
+        )
     if accelerator == "cpu" and config["device"]["tune_allocator"]:
         devices.tune_allocator()
     table = Table(folder / "metrics.csv")

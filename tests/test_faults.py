@@ -326,7 +326,7 @@ def test_the_end_is_saved_whatever_the_interval(ssl_run: Call, tmp_path: Path) -
 def test_weights_behind_a_broken_loss_are_not_saved(tmp_path: Path) -> None:
     saved: list[Path] = []
     each = learner(Rowwise())
-    each._first_bad = torch.tensor(7)
+    each._terms, each._bad = ("loss",), torch.tensor([1, 7, 0])
     saving = Checkpoints(tmp_path, every=1, monitor="-val/loss", config={})
     with pytest.raises(RunError, match="batch 7"):
         saving._save(SimpleNamespace(save_checkpoint=saved.append), each, runs.LAST)  # type: ignore[arg-type]

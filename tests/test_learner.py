@@ -114,6 +114,26 @@ def test_a_non_finite_term_is_named_with_its_batch_and_never_saved(tmp_path: Pat
     assert not list(tmp_path.iterdir())
 
 
+def test_the_first_bad_batch_is_the_one_that_is_named() -> None:
+    """As on a device that is asked now and then: later batches, good or bad, change nothing."""
+    each = learner(Constant(1.0))
+    nan, one = torch.tensor(float("nan")), torch.tensor(1.0)
+    samples = {"index": torch.arange(20)}
+    each._watch(Loss(one, {"a": one, "b": one}), samples, 0)  # type: ignore[arg-type]
+    each.check_finite = lambda: None  # type: ignore[method-assign]
+    each._watch(Loss(one, {"a": one, "b": nan}), {"index": torch.arange(20) + 100}, 3)  # type: ignore[arg-type]
+    each._watch(Loss(nan, {"a": nan, "b": one}), samples, 4)  # type: ignore[arg-type]
+    each._watch(Loss(one, {"a": one, "b": one}), samples, 5)  # type: ignore[arg-type]
+    with pytest.raises(RunError, match=r"non-finite b in batch 3, samples \[100, 101, .*107\]"):
+        Learner.check_finite(each)
+
+
+def test_a_teacher_is_refused_where_it_could_not_move(ssl_run: Call) -> None:
+    code, _, err = ssl_run("pretrain", "task=byol", *BASE, "precision.mode=bf16-true")
+    assert code == 2
+    assert "bf16-true: would keep the teacher" in err
+
+
 def test_means_weigh_by_samples() -> None:
     means = Means()
     means.add({"loss": torch.tensor(1.0)}, weight=3)
