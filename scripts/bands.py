@@ -29,7 +29,7 @@ def contract(method: str, folder: Path) -> str | None:
     scores = sorted(metrics[METRIC] for metrics in found)
     margin = max(0.02, scores[-1] - scores[0])
     low, high = scores[0] - margin, min(1.0, scores[-1] + margin)
-    seconds = statistics.mean(metrics["time/seconds"] for metrics in found)
+    seconds = statistics.median(metrics["time/seconds"] for metrics in found)
     untrained = statistics.mean(metrics[f"{METRIC}/untrained"] for metrics in found)
     return (
         f"contract: {{metric: {METRIC}, band: [{low:.3f}, {high:.3f}], budget: {seconds:.0f} s on one core,\n"
