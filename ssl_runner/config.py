@@ -92,7 +92,9 @@ class Config:
     finetune: dict[str, Any] = field(default_factory=dict)  # overrides for the finetuning that follows
 
 
-FACTS = frozenset({"shape", "size", "mean", "std", "num_classes", "samples"})
+FACTS = frozenset(
+    {"shape", "size", "mean", "std", "num_classes", "samples", "vocab", "length", "mask", "special", "separator"}
+)
 """Required arguments that may be left out of a config: the data source fills them in."""
 
 PROVIDED = {"objective": {"backbone"}}

@@ -68,13 +68,21 @@ class TokenBackbone(Backbone):
         """Patches -> (B, L, dim) tokens, positions added."""
         raise NotImplementedError
 
-    def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, L, dim) -> (B, L, dim)."""
+    def encode(
+        self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, dim) -> (B, L, dim). What sees what: see ssl_runner.parts.attention.visible."""
         raise NotImplementedError
 
-    def layers(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Iterator[Tensor]:
+    def layers(
+        self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+    ) -> Iterator[Tensor]:
         """(B, L, dim) -> the (B, L, dim) behind each block; the last one alone, where a backbone can't tell them."""
-        yield self.encode(tokens, pad, causal)
+        yield self.encode(tokens, pad, causal, part)
+
+    def vocabulary(self) -> Tensor | None:
+        """(V, dim), the embedding of each id, which may also score them; None where patches are values."""
+        return None
 
 
 class MapBackbone(Backbone):

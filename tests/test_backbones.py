@@ -414,7 +414,7 @@ def test_vit_causal_tokens_see_what_came_before(kind):
 
 def test_vit_prefix_sees_itself_alone_when_causal():
     backbone = vit("class_registers")
-    seen = backbone._seen(torch.zeros(2, 3, 64), None, True)[0, 0]
+    seen = backbone._seen(torch.zeros(2, 7, 64), None, True, None)[0, 0]
     assert seen.tolist() == [[key <= query for key in range(7)] for query in range(7)]  # class, 3 registers, 3 patches
 
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_runner.backbones.encoder import Encoder
-from ssl_runner.backbones.stems import Continuous
+from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.backbones.vit import ViT
 from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.types import Backbone, Batch, MapBackbone, Objective, TokenBackbone
@@ -40,6 +40,7 @@ SMALL = {
 }
 SMALL |= {"permutations": 8}
 FACTS = {"shape": (3, 8, 8), "size": 8, "num_classes": 3, "samples": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3}
+FACTS |= {"vocab": 11, "mask": 10, "special": (0,), "separator": 1}
 BATCH, STEPS = 8, 30
 ADVERSARIAL = {"bigan": {"discriminator": ["discriminator"], "encoder_generator": ["backbone", "head", "generator"]}}
 """Games: the loss is a sum of terms, each lowered by its own players alone, and least where nobody has learned."""
@@ -69,7 +70,9 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "vit": lambda: ViT(
         name="test_vit", shape=(3, 8, 8), options={"patch_size": 2, "embed_dim": 16, "depth": 2, "reg_tokens": 1}
     ),
+    "ids": lambda: Encoder(stem=Discrete(vocab=11, length=12, dim=16), depth=1, heads=2),
 }
+ON_IDS = ("simclr", "byol", "barlow_twins", "data2vec")  # written for images, and to serve words and items unchanged
 
 
 def target(name: str) -> type[Objective]:
@@ -79,6 +82,8 @@ def target(name: str) -> type[Objective]:
 def fits(name: str, backbone: str) -> bool:
     """Whether the objective takes it; of a vision transformer, for time's sake, those that ask for tokens and a few."""
     wanted = typing.get_type_hints(target(name).__init__)["backbone"]
+    if "separator" in inspect.signature(target(name)).parameters or backbone == "ids":
+        return backbone == "ids" and (name in ON_IDS or "separator" in inspect.signature(target(name)).parameters)
     if wanted is TokenBackbone:
         return backbone != "convolutions"
     return backbone != "vit" or name in ("byol", "dino", "simmim")
@@ -106,6 +111,13 @@ def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:
     label = torch.arange(n) % 3
     base = torch.randn(n, 3, 8, 8, generator=generator) + label.view(-1, 1, 1, 1)
     count = objective.views or 2
+    if isinstance(objective.backbone, Encoder) and isinstance(objective.backbone.stem, Discrete):
+        ids = torch.randint(1, 10, (n, 12), generator=generator)  # 1 ends a document
+        ids = torch.where(torch.rand(ids.shape, generator=generator) < 0.5, 2 + label[:, None], ids)
+        keep = [torch.rand(ids.shape, generator=generator) < 0.9 for _ in range(count)]
+        pad = torch.arange(12) >= 12 - torch.arange(n)[:, None] % 3
+        views = [{"x": torch.where(each, ids, 9).masked_fill(pad, 0), "pad": pad} for each in keep]
+        return {"views": views, "label": label, "index": torch.arange(n)}
     views = [{"x": base + 0.3 * torch.randn(base.shape, generator=generator)} for _ in range(count)]
     return {"views": views, "label": label, "index": torch.arange(n)}
 

@@ -78,7 +78,7 @@ def test_what_is_shown_is_a_row_of_images_for_each_sample(name: str, backbone: s
     torch.manual_seed(2)
     with torch.no_grad():
         shown = objective.show(unlabelled(objective))
-    assert bool(shown) or name not in SHOWS
+    assert bool(shown) or name not in SHOWS or backbone == "ids"
     for columns in shown.values():
         assert {column.shape for column in columns} == {(8, 3, 8, 8)}
         assert all(column.isfinite().all() for column in columns)

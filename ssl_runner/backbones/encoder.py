@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
-import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from ssl_runner.backbones.stems import Stem
 from ssl_runner.errors import RequestError
+from ssl_runner.parts.attention import visible
 from ssl_runner.types import TokenBackbone
 
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -59,29 +59,26 @@ class Encoder(TokenBackbone):
         """Patches -> (B, L, dim) tokens, positions added."""
         return self.stem(patches)
 
-    def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, L, dim) -> (B, L, dim). pad and causal as in `layers`."""
-        for output in self.layers(tokens, pad, causal):
+    def encode(
+        self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, dim) -> (B, L, dim). What sees what: see ssl_runner.parts.attention.visible."""
+        for output in self.layers(tokens, pad, causal, part):
             tokens = output
         return self.norm(tokens)
 
-    def layers(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Iterator[Tensor]:
-        """(B, L, dim) -> the (B, L, dim) behind each block. pad: (B, L), True at tokens that no other may see.
-
-        causal: a token sees itself and those before it. Every token sees itself, padding too, so that a
-        sample of nothing but padding stays finite.
-        """
-        length = tokens.shape[1]
-        if pad is not None and pad.shape != tokens.shape[:2]:
-            raise ValueError(f"pad of shape {tuple(pad.shape)} for tokens of shape {tuple(tokens.shape)}")
-        seen = None
-        if pad is not None:
-            seen = ~pad[:, None, None, :] | torch.eye(length, dtype=torch.bool, device=pad.device)
-            if causal:
-                seen = seen.tril()
+    def layers(
+        self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """(B, L, dim) -> the (B, L, dim) behind each block."""
+        plain = causal and pad is None and part is None  # the kernels have this case built in
+        seen = None if plain else visible(tokens, pad, causal, part)
         for block in self.blocks:
-            tokens = block(tokens, seen, causal and seen is None)
+            tokens = block(tokens, seen, plain)
             yield tokens
+
+    def vocabulary(self) -> Tensor | None:
+        return self.stem.vocabulary()
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, ...) -> (B, dim). pad: (B, L), True at padding; a sample of nothing else gives zeros."""

@@ -27,6 +27,10 @@ class Stem(nn.Module):
         """Patches -> (B, L, dim)."""
         raise NotImplementedError
 
+    def vocabulary(self) -> Tensor | None:
+        """(V, dim), the embedding of each id; None where patches are values."""
+        return None
+
 
 class Continuous(Stem):
     """Real-valued signals of any rank (series, audio, images, video), cut into equal blocks.
@@ -111,3 +115,6 @@ class Discrete(Stem):
                 f"backbone.stem.length={self.length}: got a sample of {count} ids; raise it or cut samples"
             )
         return self.table(patches) + self.pos_embed[:, :count]
+
+    def vocabulary(self) -> Tensor | None:
+        return self.table.weight

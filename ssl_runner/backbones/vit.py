@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ssl_runner.backbones.timm import create, patch_advice, pooled
 from ssl_runner.errors import RequestError
+from ssl_runner.parts.attention import visible
 from ssl_runner.types import TokenBackbone
 
 NOT_OPTIONS = {
@@ -69,23 +70,28 @@ class ViT(TokenBackbone):
         tokens = stem.norm(F.linear(patches, stem.proj.weight.flatten(1), stem.proj.bias))
         return tokens if positions is None else tokens + positions[:, -math.prod(self.grid) :]
 
-    def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
-        """(B, L, dim) -> (B, L, dim), for any of an image's tokens. pad and causal as in `layers`.
+    def encode(
+        self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+    ) -> Tensor:
+        """(B, L, dim) -> (B, L, dim), for any of an image's tokens. What sees what: as in `layers`.
 
         Normalised token by token, also where timm would normalise what it pooled.
         """
-        for output in self.layers(tokens, pad, causal):
+        for output in self.layers(tokens, pad, causal, part):
             tokens = output
         return self.model.fc_norm(self.model.norm(tokens))  # timm has one of the two, before pooling or after
 
-    def layers(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Iterator[Tensor]:
-        """(B, L, dim) -> the (B, L, dim) behind each block. pad: (B, L), True at tokens that no other may see.
+    def layers(
+        self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """(B, L, dim) -> the (B, L, dim) behind each block. See ssl_runner.parts.attention.visible.
 
-        causal: a token sees the class token, the registers, itself and those before it, and these see no patch.
-        Raises RequestError for pad or causal where timm's attention takes no mask.
+        causal: the class token and the registers come first. part: they are of part 0 and see, and are seen by, no
+        other. Raises RequestError for any of these where timm's attention takes no mask.
         """
-        prefix, seen = self._prefix(), self._seen(tokens, pad, causal)
+        prefix = self._prefix()
         x = torch.cat([prefix.expand(len(tokens), -1, -1), tokens], 1)
+        seen = self._seen(x, pad, causal, part)
         x = self.model.norm_pre(self.model.pos_drop(x))
         for block in self.model.blocks:
             x = block(x) if seen is None else block(x, attn_mask=seen)
@@ -111,24 +117,18 @@ class ViT(TokenBackbone):
             return prefix
         return prefix + model.pos_embed[:, : prefix.shape[1]]
 
-    def _seen(self, tokens: Tensor, pad: Tensor | None, causal: bool) -> Tensor | None:
-        """(B or 1, 1, K + L, K + L) bool, True where a query (third axis) sees a key (fourth); None: all see all.
-
-        Every token sees itself, padding too, so that a sample of nothing but padding stays finite.
-        """
-        if pad is None and not causal:
+    def _seen(self, x: Tensor, pad: Tensor | None, causal: bool, part: Tensor | None) -> Tensor | None:
+        """What sees what among (B, K + L, dim): the K tokens that timm puts first, and those given."""
+        if pad is None and part is None and not causal:
             return None
         if "attn_mask" not in inspect.signature(self.model.blocks[0].forward).parameters:
             raise RequestError(
                 f"backbone: the attention of {self.name} takes no mask in this timm, and the objective needs one; "
                 "use backbone=encoder, or a newer timm"
             )
-        if pad is not None and pad.shape != tokens.shape[:2]:
-            raise ValueError(f"pad of shape {tuple(pad.shape)} for tokens of shape {tuple(tokens.shape)}")
-        extra = self.model.num_prefix_tokens
-        itself = torch.eye(extra + tokens.shape[1], dtype=torch.bool, device=tokens.device)[None, None]
-        seen = torch.ones_like(itself) if pad is None else ~F.pad(pad, (extra, 0))[:, None, None, :] | itself
-        return seen.tril() if causal else seen
+        first = (self.model.num_prefix_tokens, 0)
+        pad, part = (None if each is None else F.pad(each, first) for each in (pad, part))
+        return visible(x, pad, causal, part)
 
 
 def _must_be_plain(model: Any, name: str) -> None:

@@ -21,8 +21,8 @@ Width = Annotated[int, Gt(0)]
 class BYOL(Objective):
     """Section 3.1: an online network predicts what a slow copy of it, the target, says of the other view.
 
-    hidden, dim: widths of projector and predictor, hidden layer and output (Section 3.2).
-    momentum: tau_base, the target's momentum at the start; it grows to 1 along half a cosine (Section 3.2).
+    hidden, dim: widths of projector and predictor, hidden layer and output (Section 3.3).
+    momentum: tau_base, the target's momentum at the start; it grows to 1 along half a cosine (Section 3.3).
 
     The target has the backbone and the projector, no predictor, and gets no gradient. It moves after each
     optimiser step. Its BatchNorm uses the batch's own statistics in training, as the online network's does.

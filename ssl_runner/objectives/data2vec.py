@@ -105,7 +105,7 @@ class Data2Vec(Objective):
 
 
 def regression(predicted: Tensor, target: Tensor, hidden: Tensor, beta: float) -> Tensor:
-    """Smooth L1 (Section 3.3, "Objective"), averaged over features and over the hidden tokens of all ranks. In fp32.
+    """Smooth L1 (Section 3.4, "Objective"), averaged over features and over the hidden tokens of all ranks. In fp32.
 
     predicted, target: (B, L, dim). hidden: (B, L) bool. The mean over ranks is the loss of the joined batch.
     """
@@ -117,7 +117,7 @@ def regression(predicted: Tensor, target: Tensor, hidden: Tensor, beta: float) -
 def deviation(x: Tensor, hidden: Tensor) -> Tensor:
     """(): the standard deviation of (B, L, dim) features over the hidden tokens of this rank, averaged over features.
 
-    Near 0 where the teacher, or the student, makes the same of everything (Section 5, "Discussion").
+    Near 0 where the teacher, or the student, makes the same of everything (Section 6, "Discussion").
     """
     weight = hidden[..., None].float()
     weight = weight / weight.sum().clamp(min=1)

@@ -162,13 +162,13 @@ def keep(tokens: Tensor, pad: Tensor | None) -> Tensor:
 
 
 def draw(batch: int, grid: tuple[int, ...], low: float, high: float, masked: float) -> Tensor:
-    """Section 4, implementation details: (B, L) bool, True where hidden, in blocks of the grid. With probability
+    """Section 3.2, "Pre-Training Setup": (B, L) bool, True where hidden, in blocks of the grid. With probability
     `masked` a sample's share of hidden tokens is uniform in [low, high], else 0. From torch's global CPU generator."""
     return block_mask((low + (high - low) * torch.rand(batch)) * (torch.rand(batch) < masked), grid)
 
 
 def masked_tokens(student: Tensor, target: Tensor, hidden: Tensor, temperature: float) -> Tensor:
-    """Equation 2: the cross-entropy at hidden tokens, averaged in each sample and then over samples. In fp32.
+    """Equation 3: the cross-entropy at hidden tokens, averaged in each sample and then over samples. In fp32.
 
     student: (B, L, K) logits. target: (B, L, K) probabilities. hidden: (B, L); samples without any are 0.
     """

@@ -24,7 +24,7 @@ class MoCoV2(Objective):
 
     hidden, dim: widths of the head's hidden layer and output; the head has no BatchNorm (MoCo v2, Section 3).
     queue: K, how many older keys are negatives. Keep it smaller than the data, or samples meet themselves.
-    temperature: tau of Equation 1 (0.2 in MoCo v2, Table 1's note).
+    temperature: tau of Equation 1 (0.2 in MoCo v2, Section 3, "MLP head").
     momentum, end_momentum: m of Equation 2 at the beginning and the end of training; constant in the paper.
     symmetric: also the second view's query with the first one's key, averaged (the authors' CIFAR example).
 

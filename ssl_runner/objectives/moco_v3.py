@@ -21,11 +21,11 @@ from ssl_runner.types import Backbone, Batch, Loss, Objective, View
 class MoCoV3(Objective):
     """Algorithm 1: each view's query, with a predictor, against the batch's momentum keys of the other view.
 
-    hidden, dim: widths of both heads' hidden layers and outputs (Section 4.1).
-    layers: of the projector; 3 in Section 4.1, 2 in the authors' code for ResNets.
+    hidden, dim: widths of both heads' hidden layers and outputs (Section 5).
+    layers: of the projector; 3 in Section 5, 2 in the authors' code for ResNets.
     predictor_norm: BatchNorm at the end of the predictor too; the authors' code has none for ResNets.
     temperature: tau of Equation 1 (0.2 for ViT, 1.0 for ResNet-50).
-    momentum, end_momentum: of the key encoder, along half a cosine (Section 4.1).
+    momentum, end_momentum: of the key encoder, along half a cosine (Appendix A, for ResNet-50).
 
     The batch that contrasts is the global one. The key encoder moves after the optimiser step, which is before
     the next keys. The stop at a ViT's patch embedding (Section 4.2) is not part of this class.

@@ -21,7 +21,7 @@ from ssl_runner.types import Backbone, Batch, Loss, Objective
 class NNCLR(Objective):
     """Section 3.2 and Algorithm 1: a view's positive is the nearest neighbour, among older embeddings, of the other.
 
-    hidden, dim: widths of the three-layer projector's hidden layers and output (Section 4.1).
+    hidden, dim: widths of the three-layer projector's hidden layers and output.
     predictor_hidden: width of the predictor's hidden layer.
     queue: size of the support set Q. temperature: tau of Equation 3.
 
@@ -59,7 +59,7 @@ class NNCLR(Objective):
 
 @torch.no_grad()
 def nearest(z: Tensor, queue: Tensor) -> Tensor:
-    """NN of Equation 2: each row's nearest in the queue, by cosine. (n, dim), (Q, dim) -> (n, dim) in fp32."""
+    """The operator NN: each row's nearest in the queue, by cosine. (n, dim), (Q, dim) -> (n, dim) in fp32."""
     rows = queue.float()
     with torch.autocast(z.device.type, enabled=False):
         similarity = F.normalize(z.float(), dim=1) @ rows.T

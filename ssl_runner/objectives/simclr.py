@@ -17,7 +17,7 @@ from ssl_runner.types import Backbone, Batch, Loss, Objective
 class SimCLR(Objective):
     """Section 2.1: an encoder f, a projection head g, and a contrastive loss on g(f(x)).
 
-    hidden, dim: widths of the head's hidden layer and output (Section 4.2).
+    hidden, dim: widths of the head's hidden layer and output (Sections 2.3 and 4.2).
     temperature: tau of Equation 1 (0.1 for ImageNet; 0.5 was best on CIFAR-10, Appendix B.9).
 
     The batch that contrasts is the global one: rows of all ranks are negatives. Accumulating gradients adds none.

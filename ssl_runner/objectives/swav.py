@@ -29,10 +29,10 @@ class SwAV(Objective):
     """Section 3: from each view, predict the balanced assignment to prototypes ("code") of another, large view.
 
     large: the first so many views are the large crops, which get codes; the others only predict (Section 3.2).
-    hidden, dim, prototypes: widths of the head's hidden layer and output, and number of prototypes (Appendix A).
+    hidden, dim, prototypes: widths of the head's hidden layer and output (Appendix A.1), and number of prototypes.
     temperature: tau of Equation 2. epsilon, iterations: of the Sinkhorn-Knopp algorithm (Section 3.1).
     queue: past embeddings of each large crop that join the batch when codes are made, for small batches
-    (Section 4.1 takes 3,840); 0 is none. It is used once it is full and progress reached `queue_start`.
+    (Section 4.3 takes 3,840); 0 is none. It is used once it is full and progress reached `queue_start`.
     frozen: share of training in which the prototypes stay as they are (1 of 400 epochs).
 
     Prototypes have unit length, from the start and after each step. Codes balance over the batches of all
@@ -69,7 +69,7 @@ class SwAV(Objective):
         self.queue_start, self.frozen = queue_start, frozen
 
     def forward(self, batch: Batch) -> Loss:
-        """Algorithm 1 (Appendix A). Queues are read before they are put to."""
+        """The pseudo-code of Appendix A.1. Queues are read before they are put to."""
         views = batch["views"]
         if len(views) < max(2, self.large):
             wanted = max(2, self.large)

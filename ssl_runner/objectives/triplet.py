@@ -39,10 +39,10 @@ class Triplet(Objective):
 
 
 def triplet(a: Tensor, b: Tensor, margin: float) -> Tensor:
-    """Equation 2 with semi-hard negatives, averaged over all 2N anchors. In fp32.
+    """Equation 3 with semi-hard negatives, averaged over all 2N anchors. In fp32.
 
     a, b: (n, dim) embeddings of two views of the same n samples on this rank. An anchor's negative is the nearest
-    view of another sample, on any rank, that is farther than its positive (Equation 3). Where none is farther, it
+    view of another sample, on any rank, that is farther than its positive (Equation 4). Where none is farther, it
     is the farthest one. There must be two samples at least.
     """
     n = len(a)

@@ -20,8 +20,8 @@ from ssl_runner.types import Backbone, Batch, Loss, Objective
 class WMSE(Objective):
     """Section 3: two views have near embeddings after whitening, which keeps them from collapsing.
 
-    hidden, dim: widths of the head's hidden layer and output (Section 4.1).
-    rows: least number of rows that are whitened together (batch slicing, Section 3.1). More than `dim`; the
+    hidden, dim: widths of the head's hidden layer and output.
+    rows: least number of rows that are whitened together ("batch slicing"). More than `dim`; the
     paper takes 128 for 64. A smaller batch is whitened whole.
     eps: share of the identity mixed into a covariance, so that one of too few rows has a Cholesky factor.
 
@@ -50,12 +50,12 @@ class WMSE(Objective):
 
 
 def slices(total: int, rows: int) -> list[Tensor]:
-    """Section 3.1: the numbers below `total`, shuffled, in parts of `rows` or somewhat more. From the CPU generator."""
+    """Batch slicing: the numbers below `total`, shuffled, in parts of `rows` or somewhat more. By the CPU generator."""
     return list(torch.randperm(total).tensor_split(max(1, total // rows)))
 
 
 def whitened_mse(a: Tensor, b: Tensor, parts: list[Tensor], eps: float) -> Tensor:
-    """Equations 5 and 6 for two views: the squared distance of unit whitened rows, 2 - 2 cos, averaged over them.
+    """The loss for two views: the squared distance of unit whitened rows, 2 - 2 cos, averaged over them.
 
     a, b: (N, dim) of the same samples. parts: row numbers; each part is whitened by itself, each view too.
     """
@@ -68,7 +68,7 @@ def whitened_mse(a: Tensor, b: Tensor, parts: list[Tensor], eps: float) -> Tenso
 
 
 def whiten(v: Tensor, eps: float) -> Tensor:
-    """Equation 3: W (v - mean), where W is the inverse of the covariance's Cholesky factor. In fp32.
+    """The whitening: W (v - mean), where W is the inverse of the covariance's Cholesky factor. In fp32.
 
     v: (k, dim). Gives (k, dim), whose covariance is the identity where k > dim and eps is 0.
     """

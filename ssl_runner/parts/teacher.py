@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def cosine_momentum(start: float, end: float, progress: float) -> float:
-    """From `start` at progress 0 to `end` at 1 along half a cosine (Grill et al., 2020, Section 3.2)."""
+    """From `start` at progress 0 to `end` at 1 along half a cosine (Grill et al., 2020, Section 3.3)."""
     return end - (end - start) * (math.cos(math.pi * progress) + 1) / 2
 
 

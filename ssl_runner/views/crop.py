@@ -163,7 +163,7 @@ def _triangle(d: Tensor) -> Tensor:
 
 
 def _cubic(d: Tensor) -> Tensor:
-    """Keys, "Cubic convolution interpolation for digital image processing", 1981, Section IV; d >= 0.
+    """Keys, "Cubic convolution interpolation for digital image processing", 1981: the kernel; d >= 0.
 
     His two pieces, without a case: (2 - e)^2 (1 - e) / 2 is the outer one, and (1 - f)^2 (2 f - 1) what the
     inner one adds to it; each is held at its end, where it is zero.

@@ -1,0 +1,123 @@
+"""Masked language modelling: BERT, Pre-training of Deep Bidirectional Transformers.
+
+Devlin, Chang, Lee, Toutanova, NAACL 2019. https://arxiv.org/abs/1810.04805
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from annotated_types import Ge, Gt, Le, Lt
+from torch import Tensor
+
+from ssl_runner.parts.ids import IdHead, parts_of
+from ssl_runner.parts.patches import masked_mean
+from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+
+Share = Annotated[float, Ge(0), Le(1)]
+
+
+class MLM(Objective):
+    """Section 3.1, Task 1: some ids are hidden, and the tokens in their places tell them.
+
+    vocab: ids are 0 .. vocab - 1. mask: the id that stands for a hidden one. special: ids that are never hidden, nor
+    put in place of others (padding, class token, mask). separator: the id that ends a document where several are
+    packed into one sample; a token sees its own document only. None: a sample is one document.
+    ratio: share of a sample's ids that are predicted. Of these mask_share become `mask`, random_share another id, and
+    the rest stay as they are.
+    span: None hides ids one by one; a number hides stretches of them, so long on average and at most 10 (3.8 in
+    SpanBERT, Joshi et al., 2020, Section 3.1).
+
+    Works on ids of any kind: words, items, codes. What is hidden is drawn anew each time a sample is seen.
+    """
+
+    views = 1
+    usual: Tensor
+    is_usual: Tensor
+
+    def __init__(
+        self,
+        backbone: TokenBackbone,
+        *,
+        vocab: Annotated[int, Gt(1)],
+        mask: Annotated[int, Ge(0)],
+        special: tuple[int, ...],
+        separator: int | None,
+        ratio: Annotated[float, Gt(0), Lt(1)] = 0.15,
+        mask_share: Share = 0.8,
+        random_share: Share = 0.1,
+        span: Annotated[float, Ge(1)] | None = None,
+    ):
+        super().__init__()
+        self.backbone: TokenBackbone = backbone
+        self.head = IdHead(backbone, transform=True)
+        self.mask, self.separator, self.ratio = mask, separator, ratio
+        self.mask_share, self.random_share = mask_share, random_share
+        self.span = span
+        hidden = {*special, mask} | ({separator} if separator is not None else set())
+        usual = torch.tensor([n for n in range(vocab) if n not in hidden])
+        self.register_buffer("usual", usual)  # ids that may be hidden, and drawn
+        self.register_buffer("is_usual", torch.zeros(vocab, dtype=torch.bool).index_fill(0, usual, True))
+
+    def forward(self, batch: Batch) -> Loss:
+        (view,) = batch["views"]
+        ids, pad = view["x"].long(), view.get("pad")
+        may = self.is_usual[ids] if pad is None else self.is_usual[ids] & ~pad
+        place, told = chosen(may, self.ratio, self.span)
+        tokens = self.backbone.embed(self.backbone.patchify(self.corrupted(ids, place, told)))
+        tokens = self.backbone.encode(tokens, pad, part=parts_of(ids, self.separator))
+        at = tokens.gather(1, place[..., None].expand(-1, -1, tokens.shape[2]))  # logits only where they count
+        table = self.backbone.vocabulary()
+        assert table is not None
+        logits, wanted = self.head(at, table), ids.gather(1, place)
+        right = masked_mean((logits.argmax(2) == wanted).float(), told)
+        return Loss(cross_entropy(logits, wanted, told), {"accuracy": right.detach()})
+
+    def corrupted(self, ids: Tensor, place: Tensor, told: Tensor) -> Tensor:
+        """(B, L) ids with those at the (B, K) places that are told replaced: mask, another id, or left."""
+        kind = torch.rand(place.shape).to(ids.device)
+        other = self.usual[torch.randint(len(self.usual), place.shape).to(ids.device)]
+        before = ids.gather(1, place)
+        after = torch.where(kind < self.mask_share, self.mask, before)
+        after = torch.where((kind >= self.mask_share) & (kind < self.mask_share + self.random_share), other, after)
+        return ids.scatter(1, place, torch.where(told, after, before))
+
+
+def chosen(may: Tensor, ratio: float, span: float | None) -> tuple[Tensor, Tensor]:
+    """Which ids of each sample are predicted. may: (B, L) bool, those that can be.
+
+    Gives (B, K) int64 places, K = ceil(ratio L), and (B, K) bool: the first round(ratio n) of them are told, at least
+    one, of a sample with n ids that can be; none of a sample without. Drawn on the CPU.
+    """
+    batch, length = may.shape
+    score = torch.rand(batch, length)
+    if span is not None:
+        score = spans(score, span)
+    score = score.to(may.device).masked_fill(~may, 2.0)  # behind all that can be
+    most = min(length, max(1, -int(-ratio * length // 1)))
+    place = score.argsort(dim=1, stable=True)[:, :most]
+    count = may.sum(1, keepdim=True)
+    wanted = (ratio * count).round().clamp(min=1).minimum(count)
+    return place, torch.arange(most, device=may.device) < wanted
+
+
+def spans(score: Tensor, mean: float) -> Tensor:
+    """(B, L) draws -> (B, L): neighbours in one stretch share the draw of its first. A stretch is geometrically long,
+    `mean` on average before it is cut at 10 (SpanBERT, Section 3.1)."""
+    starts = torch.rand(score.shape) < 1 / mean
+    starts[:, 0] = True
+    at = torch.arange(score.shape[1]).expand_as(score)
+    first = torch.where(starts, at, 0).cummax(1).values
+    first = at - (at - first) % 10
+    return score.gather(1, first)
+
+
+def cross_entropy(logits: Tensor, wanted: Tensor, told: Tensor) -> Tensor:
+    """-log p of the hidden ids, averaged over those that are told, of all ranks. In fp32.
+
+    logits: (B, K, V). wanted: (B, K) ids. told: (B, K) bool.
+    """
+    losses = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
+    return masked_mean(losses.view(told.shape), told)

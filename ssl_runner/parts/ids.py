@@ -1,0 +1,46 @@
+"""What objectives on ids share: which part of a sample an id belongs to, and the scores of every id for a token."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ssl_runner.errors import RequestError
+from ssl_runner.types import TokenBackbone
+
+
+def parts_of(ids: Tensor, separator: int | None) -> Tensor | None:
+    """(B, L): the number of the document that each id belongs to, from 1; a document ends with its separator.
+
+    None without a separator, where a sample is one document.
+    """
+    if separator is None:
+        return None
+    ends = (ids == separator).long()
+    return 1 + ends.cumsum(1) - ends
+
+
+class IdHead(nn.Module):
+    """(n, dim) tokens -> (n, V) logits in fp32, by the backbone's own embeddings of the ids and a bias.
+
+    transform: a layer with GELU and LayerNorm comes first, as in BERT.
+    Raises RequestError for a backbone whose input is no ids.
+    """
+
+    def __init__(self, backbone: TokenBackbone, *, transform: bool):
+        super().__init__()
+        table = backbone.vocabulary()
+        if table is None:
+            raise RequestError("objective: predicts ids, and this backbone takes values; use a Discrete stem")
+        width = table.shape[1]
+        self.transform = nn.Sequential()
+        if transform:
+            self.transform = nn.Sequential(nn.Linear(backbone.dim, width), nn.GELU(), nn.LayerNorm(width))
+        self.bias = nn.Parameter(torch.zeros(len(table))) if transform else None
+
+    def forward(self, tokens: Tensor, table: Tensor) -> Tensor:
+        """table: (V, dim), the backbone's, which is handed over so that it is one parameter and not two."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            x = self.transform(tokens.float())
+            return F.linear(x, table.float(), self.bias)
