@@ -382,8 +382,10 @@ def _list(args: Sequence[str]) -> int:
         raise RequestError(f"list {unknown[0]}: no such group{nearest(unknown[0], GROUPS)}")
     for group in wanted or GROUPS:
         print(f"{group}:")
-        for name, text in sorted(_choices(group, args)):
-            print(f"  {name:<22} {text}")
+        choices = sorted(_choices(group, args))
+        width = max((len(name) for name, _ in choices), default=0)
+        for name, text in choices:
+            print(f"  {name:<{width}}  {text}")
     return 0
 
 

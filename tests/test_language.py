@@ -247,3 +247,21 @@ def test_values_are_no_ids() -> None:
     backbone = Encoder(stem=Continuous(shape=(1, 8), block=(2,), dim=8), depth=1, heads=2)
     with pytest.raises(RequestError, match="predicts ids"):
         clm.CLM(backbone, separator=None)
+
+
+def test_what_is_shown_of_ids() -> None:
+    ids, _ = sample()
+    ids = ids.where(ids != PAD, 5)
+    objective = causal(separator=None).eval()
+    given, made = objective.show(batch(ids, None))["completion"]
+    assert torch.equal(given, ids)
+    assert torch.equal(made[:, : LENGTH // 2], ids[:, : LENGTH // 2])
+    assert made.shape == ids.shape
+    hiding = masked().eval()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        whole, changed, filled = hiding.show(batch(ids, None))["filled"]
+    assert torch.equal(whole, ids)
+    assert ((changed != ids) <= (ids > MASK)).all()
+    assert MASK in changed
+    assert ((filled != ids).sum(1) <= 3).all()

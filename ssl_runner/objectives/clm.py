@@ -53,6 +53,13 @@ class CLM(Objective):
         assert table is not None
         return self.head(self.backbone.encode(tokens, pad, causal=True, part=part), table)
 
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The input, and its first half gone on with, one id after another, drawn from the likeliest."""
+        ids = batch["views"][0]["x"].long()
+        length = ids.shape[1]
+        made = self.generate(ids[:, : length - length // 2], length // 2, window=length, top_p=0.9)
+        return {"completion": [ids, made]}
+
     @torch.no_grad()
     def generate(
         self,

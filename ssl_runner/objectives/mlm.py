@@ -64,16 +64,24 @@ class MLM(Objective):
     def forward(self, batch: Batch) -> Loss:
         (view,) = batch["views"]
         ids, pad = view["x"].long(), view.get("pad")
-        may = self.is_usual[ids] if pad is None else self.is_usual[ids] & ~pad
-        place, told = chosen(may, self.ratio, self.span)
-        tokens = self.backbone.embed(self.backbone.patchify(self.corrupted(ids, place, told)))
-        tokens = self.backbone.encode(tokens, pad, part=parts_of(ids, self.separator))
-        at = tokens.gather(1, place[..., None].expand(-1, -1, tokens.shape[2]))  # logits only where they count
-        table = self.backbone.vocabulary()
-        assert table is not None
-        logits, wanted = self.head(at, table), ids.gather(1, place)
+        place, told = self.choose(ids, pad)
+        logits, wanted = self.predict(self.corrupted(ids, place, told), ids, pad, place), ids.gather(1, place)
         right = masked_mean((logits.argmax(2) == wanted).float(), told)
         return Loss(cross_entropy(logits, wanted, told), {"accuracy": right.detach()})
+
+    def choose(self, ids: Tensor, pad: Tensor | None) -> tuple[Tensor, Tensor]:
+        """`chosen` among the usual ids that are no padding."""
+        may = self.is_usual[ids]
+        return chosen(may if pad is None else may & ~pad, self.ratio, self.span)
+
+    def predict(self, changed: Tensor, ids: Tensor, pad: Tensor | None, place: Tensor) -> Tensor:
+        """(B, L) changed ids, the true ones, which tell the documents, and (B, K) places -> (B, K, V) logits there."""
+        tokens = self.backbone.embed(self.backbone.patchify(changed))
+        tokens = self.backbone.encode(tokens, pad, part=parts_of(ids, self.separator))
+        table = self.backbone.vocabulary()
+        assert table is not None
+        # logits only where they count
+        return self.head(tokens.gather(1, place[..., None].expand(-1, -1, tokens.shape[2])), table)
 
     def corrupted(self, ids: Tensor, place: Tensor, told: Tensor) -> Tensor:
         """(B, L) ids with those at the (B, K) places that are told replaced: mask, another id, or left."""
@@ -83,6 +91,16 @@ class MLM(Objective):
         after = torch.where(kind < self.mask_share, self.mask, before)
         after = torch.where((kind >= self.mask_share) & (kind < self.mask_share + self.random_share), other, after)
         return ids.scatter(1, place, torch.where(told, after, before))
+
+    def show(self, batch: Batch) -> dict[str, list[Tensor]]:
+        """The input, the input with the told ids replaced, and with what is put in their places."""
+        (view,) = batch["views"]
+        ids, pad = view["x"].long(), view.get("pad")
+        place, told = self.choose(ids, pad)
+        changed = self.corrupted(ids, place, told)
+        guess = self.predict(changed, ids, pad, place).argmax(2)
+        filled = ids.scatter(1, place, torch.where(told, guess, ids.gather(1, place)))
+        return {"filled": [ids, changed, filled]}
 
 
 def chosen(may: Tensor, ratio: float, span: float | None) -> tuple[Tensor, Tensor]:
