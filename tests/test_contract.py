@@ -82,8 +82,10 @@ def target(name: str) -> type[Objective]:
 def fits(name: str, backbone: str) -> bool:
     """Whether the objective takes it; of a vision transformer, for time's sake, those that ask for tokens and a few."""
     wanted = typing.get_type_hints(target(name).__init__)["backbone"]
-    if "separator" in inspect.signature(target(name)).parameters or backbone == "ids":
-        return backbone == "ids" and (name in ON_IDS or "separator" in inspect.signature(target(name)).parameters)
+    if "separator" in inspect.signature(target(name)).parameters:
+        return backbone == "ids"
+    if backbone == "ids":
+        return name in ON_IDS
     if wanted is TokenBackbone:
         return backbone != "convolutions"
     return backbone != "vit" or name in ("byol", "dino", "simmim")
@@ -93,17 +95,19 @@ CASES = [(o, b) for o in OBJECTIVES for b in BACKBONES if fits(o, b)]
 cases = pytest.mark.parametrize(("name", "backbone"), CASES)
 
 
+def required(name: str) -> dict[str, Any]:
+    """What an objective asks for beside its backbone: the data's facts, and a model of its own."""
+    parameters = inspect.signature(target(name)).parameters
+    facts = {key: FACTS[key] for key, p in parameters.items() if p.default is p.empty and key in FACTS}
+    return {**facts, "generator": BACKBONES["ids"]()} if "generator" in parameters else facts
+
+
 def build(name: str, backbone: str) -> Objective:
     """Small and deterministic: the same arguments give the same weights."""
     torch.manual_seed(0)
     cls = target(name)
-    arguments: dict[str, Any] = {}
-    for key, parameter in inspect.signature(cls).parameters.items():
-        if key in SMALL:
-            arguments[key] = SMALL[key]
-        elif parameter.default is parameter.empty and key in FACTS:
-            arguments[key] = FACTS[key]
-    return cls(BACKBONES[backbone](), **arguments)
+    small = {key: SMALL[key] for key in inspect.signature(cls).parameters if key in SMALL}
+    return cls(BACKBONES[backbone](), **{**required(name), **small})
 
 
 def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:

@@ -414,9 +414,9 @@ SETTINGS = [(name, key) for name in contract.OBJECTIVES for key in arguments(nam
 
 
 def losses(name: str, backbone: str, **changed: Any) -> list[float]:
-    required = {k: v for k, v in contract.FACTS.items() if k in inspect.signature(contract.target(name)).parameters}
     torch.manual_seed(0)
-    objective = contract.target(name)(contract.BACKBONES[backbone](), **{**required, **arguments(name), **changed})
+    given = {**contract.required(name), **arguments(name), **changed}
+    objective = contract.target(name)(contract.BACKBONES[backbone](), **given)
     return contract.steps(objective, contract.optimizer_for(objective), range(6), 6)
 
 

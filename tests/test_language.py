@@ -13,7 +13,7 @@ from torch import Tensor
 from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.errors import RequestError
-from ssl_runner.objectives import clm, mlm
+from ssl_runner.objectives import clm, electra, mlm
 from ssl_runner.parts.ids import parts_of
 from ssl_runner.types import Batch
 
@@ -171,6 +171,66 @@ def test_spans_hide_neighbours_and_are_cut_at_ten() -> None:
         at = torch.zeros_like(may).scatter(1, place, told)
         together[unit] = (at[:, 1:] & at[:, :-1]).sum() / at.sum()
     assert together["span"] > 3 * together["token"]
+
+
+# -- replaced ----------------------------------------------------------------------------------------------------
+
+
+def replacing(**given: object) -> electra.ELECTRA:
+    facts = {"vocab": VOCAB, "mask": MASK, "special": (PAD,), "separator": END}
+    return electra.ELECTRA(encoder(), generator=encoder(), **facts, **given)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_the_electra_loss_is_the_generators_and_lambda_times_the_detectors() -> None:
+    ids, pad = sample()
+    objective = replacing(weight=7.0)
+    torch.manual_seed(5)
+    found = objective(batch(ids, pad))
+    torch.manual_seed(5)
+    place, told = objective.generator.choose(ids, pad)
+    hidden = objective.generator.corrupted(ids, place, told)
+    at = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, told)
+    assert (hidden[at] == MASK).all()
+    logits = objective.generator.predict(hidden, ids, pad, place)
+    changed = objective.filled(ids, place, told, logits)
+    assert torch.equal(changed[~at], ids[~at])
+    filling = [
+        -float(logits[n, k].log_softmax(0)[ids[n, place[n, k]]])
+        for n in range(len(ids))
+        for k in range(place.shape[1])
+        if told[n, k]
+    ]
+    scores = objective.scores(changed, pad, parts_of(ids, END))
+    telling = []
+    for n in range(len(ids)):
+        for t in range(LENGTH - n):  # the rest is padding
+            chance = 1 / (1 + math.exp(-float(scores[n, t])))
+            telling.append(-math.log(chance if changed[n, t] != ids[n, t] else 1 - chance))
+    wanted = sum(filling) / len(filling) + 7 * sum(telling) / len(telling)
+    assert found.value.item() == pytest.approx(wanted, abs=1e-4)
+
+
+def test_the_detectors_term_does_not_reach_the_generator() -> None:
+    ids, pad = sample()
+    grads = []
+    for weight in (1e-6, 50.0):
+        objective = replacing(weight=weight)
+        torch.manual_seed(5)
+        objective(batch(ids, pad)).value.backward()
+        grads.append([p.grad for p in objective.generator.parameters()])
+    for a, b in zip(*grads, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_what_the_generator_puts_in_is_drawn_from_its_softmax() -> None:
+    torch.manual_seed(0)
+    objective = replacing()
+    logits = torch.tensor([2.0, 1.0, 0.0, *[-9.0] * (VOCAB - 3)]).expand(20000, 1, VOCAB)
+    ids, place = torch.full((20000, 1), 5), torch.zeros(20000, 1, dtype=torch.int64)
+    drawn = objective.filled(ids, place, torch.ones(20000, 1, dtype=torch.bool), logits)
+    for value, chance in enumerate(logits[0, 0].softmax(0)[:3].tolist()):
+        assert (drawn == value).float().mean().item() == pytest.approx(chance, abs=0.015)
 
 
 # -- causal ------------------------------------------------------------------------------------------------------
