@@ -65,11 +65,11 @@ def backbone(config: Mapping[str, Any]) -> Backbone:
 def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     """The opened data source, and the config with every fact filled in."""
     opened: Source = make(config["data"])
-    _same_shape(config["backbone"], opened.facts["shape"])
+    _same(config["backbone"], opened.facts)
     groups = ("views", "backbone", "objective", "evaluators")
     facts = {**opened.facts, "samples": len(opened.split("pretrain"))}
     filled = {group: fill(config[group], facts) for group in groups if group in config}
-    return opened, {**config, **filled}
+    return opened, {**config, **filled, "data": {**config["data"], **opened.pinned()}}
 
 
 def evaluators(config: Mapping[str, Any], opened: Source) -> dict[str, Evaluator]:
@@ -89,14 +89,19 @@ def assemble(opened: Source, filled: dict[str, Any], built: Backbone | None = No
     return Parts(filled, opened, make(filled["views"]), objective)
 
 
-def _same_shape(node: Any, shape: tuple[int, ...]) -> None:
-    """A backbone whose config states a shape (it comes from a run) must get samples of that shape."""
+def _same(node: Any, facts: Mapping[str, Any]) -> None:
+    """A backbone whose config states what samples it is for (it comes from a run) must get such samples."""
     if isinstance(node, dict):
-        stated = node.get("shape")
-        if stated is not None and tuple(stated) != tuple(shape):
-            raise RequestError(
-                f"data: gives samples of shape {tuple(shape)}, and the backbone is for {tuple(stated)}; "
-                "choose data of that shape, or set data.size"
-            )
+        for name in ("shape", "vocab", "length"):
+            stated, found = node.get(name), facts.get(name)
+            if stated is not None and found is not None and _listed(stated) != _listed(found):
+                raise RequestError(
+                    f"data: gives samples of {name} {found}, and the backbone is for {_listed(stated)}; "
+                    f"choose data of that {name}, or set {'data.size' if name == 'shape' else 'it in data'}"
+                )
         for value in node.values():
-            _same_shape(value, shape)
+            _same(value, facts)
+
+
+def _listed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, (list, tuple)) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -175,6 +176,9 @@ class DataModule(pl.LightningDataModule):
         )
 
 
+SHOWN = 8  # samples that a person looks at
+
+
 def glimpse(source: Source, views: Views, split: Split, count: int, seed: int) -> Samples:
     """The first samples of a split, read as training reads them in its first epoch."""
     dataset = source.split(split)
@@ -211,4 +215,6 @@ class _Part(Ragged):
 def _subset(dataset: Arrays | Ragged, keep: Tensor) -> Arrays | Ragged:
     if isinstance(dataset, Ragged):
         return _Part(dataset, keep)
-    return Arrays(dataset.x[keep], None if dataset.label is None else dataset.label[keep])
+    part = copy.copy(dataset)  # of the same class: it may know more of its samples, such as their padding
+    part.x, part.label = dataset.x[keep], None if dataset.label is None else dataset.label[keep]
+    return part

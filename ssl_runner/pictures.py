@@ -1,20 +1,17 @@
-"""Pictures of what a run does: its views, and what its objective makes of them."""
+"""Pictures: a grid of images in a file, and images as they were before they were normalised."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from ssl_runner.types import Objective, Samples, as_batch
-from ssl_runner.views.base import Views
-
 SIDE = 64  # pixels of the smallest picture
-SHOWN = 8  # samples in one grid
 
 
-def draw(columns: list[Tensor], path: Path) -> bool:
+def draw(columns: Sequence[Tensor], path: Path) -> bool:
     """Writes a grid with a row for each sample. columns: (n, C, h, w) each, in [0, 1]. False if they are no images."""
     if any(column.ndim != 4 or column.shape[1] not in (1, 3) for column in columns):
         return False
@@ -28,19 +25,6 @@ def draw(columns: list[Tensor], path: Path) -> bool:
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels.cpu().numpy()).save(path)
     return True
-
-
-@torch.no_grad()
-def write(objective: Objective, views: Views, samples: Samples, device: torch.device, folder: Path) -> list[Path]:
-    """Writes what the objective shows of some samples, one NAME.png each, and gives the files."""
-    seen = [{name: t.to(device) for name, t in view.items()} for view in views(samples)]
-    objective.eval()
-    written = []
-    for name, columns in objective.show(as_batch(samples, seen)).items():
-        path = folder / f"{name}.png"
-        if draw([undo(column.cpu(), views.last) for column in columns], path):
-            written.append(path)
-    return written
 
 
 def undo(x: Tensor, last: nn.ModuleDict) -> Tensor:

@@ -10,13 +10,14 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 
-from ssl_runner import build, devices, pictures, runs
-from ssl_runner.data import glimpse
+from ssl_runner import build, devices, runs
+from ssl_runner.data import SHOWN, glimpse
 from ssl_runner.durations import Clock
+from ssl_runner.pictures import undo
 from ssl_runner.seeds import derive
 from ssl_runner.types import Batch, Objective, as_batch, as_float
 
-PICTURE = "views.png"
+VIEWS = "views"
 
 
 def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
@@ -33,16 +34,16 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     accelerator = devices.accelerator(config["device"]["accelerator"])
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
 
-    samples = glimpse(source, parts.views, split, pictures.SHOWN, config["seed"])  # type: ignore[arg-type]
+    samples = glimpse(source, parts.views, split, SHOWN, config["seed"])  # type: ignore[arg-type]
     torch.manual_seed(derive(config["seed"], "step", 0, 0))
     views = parts.views(samples)
 
     runs.claim(folder, config)
-    columns = [pictures.undo(view["x"], parts.views.last) for view in views]
+    columns = [undo(view["x"], parts.views.last) for view in views]
     first = samples["inputs"][0]["x"]
     if not samples.get("cropped", False) and first.dtype == torch.uint8:
         columns.insert(0, as_float(first))
-    shown = pictures.draw(columns, folder / PICTURE)
+    shown = source.write(columns, folder / VIEWS)
     memory = estimate_memory(
         objective,
         optimizer,
@@ -80,7 +81,7 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
             "config.yaml metrics.csv metrics.json environment.json checkpoints/{last,best}.ckpt backbone.safetensors",
         ),
         ("into", f"outputs/pretrain/{config['name']}/DATE_TIME"),
-        ("picture", str(folder / PICTURE) if shown else "none: these views are no images"),
+        ("views to look at", str(shown or "none: there is no form in which to write them")),
     ]
     table = Table(title=f"plan {config['name']}", title_justify="left", show_header=False)
     for row in rows:

@@ -19,7 +19,7 @@ import yaml
 from ssl_runner.errors import RequestError
 
 CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.json", "environment.json"
-BACKBONE, CHECKPOINTS, PICTURES = "backbone.safetensors", "checkpoints", "pictures"
+BACKBONE, CHECKPOINTS, SHOWN = "backbone.safetensors", "checkpoints", "shown"
 LAST, BEST = "last.ckpt", "best.ckpt"
 
 

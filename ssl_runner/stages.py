@@ -15,10 +15,10 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 
-from ssl_runner import build, devices, pictures, report, runs
+from ssl_runner import build, devices, report, runs
 from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, TableLogger
 from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
-from ssl_runner.data import DataModule, glimpse
+from ssl_runner.data import SHOWN, DataModule, glimpse
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
@@ -28,8 +28,9 @@ from ssl_runner.loggers import Table
 from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.parts.teacher import Teacher
+from ssl_runner.pictures import undo
 from ssl_runner.seeds import derive
-from ssl_runner.types import Backbone, Embed, Evaluator
+from ssl_runner.types import Backbone, Embed, Evaluator, as_batch
 from ssl_runner.watch import Watch
 
 Metrics = dict[str, float]
@@ -44,7 +45,7 @@ def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
     parts = build.assemble(source, config)
     _, data, metrics = fit(parts, folder, monitor="-val/loss")
     if runs.is_main():
-        draw(parts, data, folder / runs.PICTURES)
+        show(parts, data, folder / runs.SHOWN)
         metrics |= evaluations(config, evaluators, parts.objective.backbone, data)
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
@@ -294,15 +295,18 @@ def evaluations(
     return metrics
 
 
-def draw(parts: build.Parts, data: DataModule, folder: Path) -> None:
-    """Writes what the objective does with a few samples that it did not train on, where it has something to show."""
+@torch.no_grad()
+def show(parts: build.Parts, data: DataModule, folder: Path) -> None:
+    """Writes what the objective makes of a few samples that it did not train on, where it has something to show."""
     seed, split = parts.config["seed"], "val" if len(parts.source.split("val")) else data.train_split
-    samples = glimpse(parts.source, parts.views, split, pictures.SHOWN, seed)
+    samples = glimpse(parts.source, parts.views, split, SHOWN, seed)
     torch.manual_seed(derive(seed, "pictures"))
-    parts.objective.to(data.device)
-    parts.views.to(data.device)
-    for path in pictures.write(parts.objective, parts.views, samples, data.device, folder):
-        say(f"picture: {path}")
+    objective, views = parts.objective.to(data.device).eval(), parts.views.to(data.device)
+    seen = [{name: t.to(data.device) for name, t in view.items()} for view in views(samples)]
+    for name, columns in objective.show(as_batch(samples, seen)).items():
+        file = parts.source.write([undo(column.cpu(), views.last) for column in columns], folder / name)
+        if file is not None:
+            say(f"to look at: {file}")
 
 
 @torch.no_grad()

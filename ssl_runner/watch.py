@@ -200,6 +200,8 @@ def exploded(loss: float, before: Sequence[float], *, early: bool) -> Iterator[S
 
 def spread_of(rows: Tensor) -> Spread:
     rows = rows.double()
+    if not bool(rows.isfinite().all()):  # the loss tells of that, and stops the run
+        return Spread(math.nan, math.nan, rows.shape[1])
     return Spread(effective_rank(rows), relative_std(rows), rows.shape[1])
 
 

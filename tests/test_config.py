@@ -52,6 +52,7 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
     args = [f"{group}={choice}"]
     args += {
         "folder": ["data.root=/x"],
+        "text": ["data.root=/x"],
         "timm": ["backbone.name=resnet18"],
         "multi-node": ["device.num_nodes=2"],
     }.get(choice, [])

@@ -37,6 +37,7 @@ from ssl_runner.datasets.published import torchvision_datasets
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.datasets.stl10 import STL10
 from ssl_runner.datasets.svhn import SVHN
+from ssl_runner.datasets.text import Text
 from ssl_runner.errors import RequestError, RunError
 
 REPO = Path(__file__).parents[1]
@@ -1123,7 +1124,7 @@ def test_config_files_bind(file):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
     assert set(parameters) <= set(typing.get_type_hints(kind.__init__))
     if "root" in parameters:
-        assert config["root"] == ("???" if kind is Folder else "${oc.env:SSL_RUNNER_DATA,data}")
+        assert config["root"] == ("???" if kind in (Folder, Text) else "${oc.env:SSL_RUNNER_DATA,data}")
 
 
 def test_a_signature_can_be_read_for_free():

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_runner import pictures
+from ssl_runner.data import SHOWN
 from ssl_runner.objectives import inpainting, jigsaw, relative_position, rotation
 from ssl_runner.objectives.autoencoder import Autoencoder
 from ssl_runner.objectives.colourisation import Colourisation, rgb_to_lab
@@ -289,8 +290,8 @@ def test_a_pretraining_leaves_its_pictures(ssl_run: Call, tmp_path: Path) -> Non
     ]
     code, out, err = ssl_run("pretrain", "task=vae", *tiny, "duration=2 steps", "evaluators=none", "hydra.run.dir=out")
     assert code == 0, err
-    folder = tmp_path / "out" / "pictures"
+    folder = tmp_path / "out" / "shown"
     assert {path.name for path in folder.iterdir()} == {"reconstruction.png", "samples.png"}
-    assert f"picture: {Path('out/pictures/samples.png')}" in out or str(folder / "samples.png") in out
+    assert f"to look at: {Path('out/shown/samples.png')}" in out or str(folder / "samples.png") in out
     with Image.open(folder / "reconstruction.png") as image:
-        assert image.size == (3 * 68, pictures.SHOWN * 68)
+        assert image.size == (3 * 68, SHOWN * 68)

@@ -30,6 +30,7 @@ from ssl_runner.watch import (
     no_teacher,
     portions,
     relative_std,
+    spread_of,
     teachers,
 )
 from tests.conftest import TINY
@@ -49,6 +50,12 @@ def test_the_effective_rank_is_the_exponential_of_an_entropy(shape: tuple[int, i
     shares = [s / sum(singular) for s in singular]
     entropy = -sum(p * math.log(p) for p in shares if p > 1e-12)
     assert effective_rank(z) == pytest.approx(math.exp(entropy), rel=1e-4)
+
+
+def test_features_that_are_not_finite_are_no_reason_to_stop() -> None:
+    spread = spread_of(torch.tensor([[1.0, float("nan")], [2.0, 3.0]]))
+    assert math.isnan(spread.rank)
+    assert list(collapsed("feature", spread, Spread(9.0, 0.5, 2), pulled=False)) == []
 
 
 def test_the_effective_rank_counts_dimensions() -> None:

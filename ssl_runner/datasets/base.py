@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from ssl_runner.pictures import draw
 from ssl_runner.types import Samples, View
 
 Split = Literal["pretrain", "train", "val", "test"]
@@ -84,6 +86,20 @@ class Source:
     def split(self, name: Split) -> Arrays | Ragged:
         """`pretrain` is all that may be learned from without labels (`train`, unless a source has more)."""
         raise NotImplementedError
+
+    def pinned(self) -> dict[str, Any]:
+        """Arguments as they are from now on, for a run to keep: what was made on opening and must not be made anew,
+        such as a tokenizer."""
+        return {}
+
+    def write(self, columns: Sequence[Tensor], path: Path) -> Path | None:
+        """Writes what an objective shows of some samples to a file that a person can look at, and gives it; None where
+        there is no such form. columns: (n, ...) each, undisturbed values. path: without its suffix.
+
+        Here: a picture, for values in [0, 1] of images.
+        """
+        file = path.with_suffix(".png")
+        return file if draw(columns, file) else None
 
     def raw(self, view: View) -> Tensor:
         """The raw-input baseline's features, (B, D): the values themselves, flattened.

