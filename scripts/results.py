@@ -32,7 +32,7 @@ COMMON = ["evaluators=[knn,linear]", "workers=0", "duration=10 epochs"]
 CONVOLUTIONS = ["backbone.small_stem=false"]  # the usual stem: a quarter of the side, a sixteenth of the time
 TOKENS = ["backbone.stem.block=[7,7]"]
 SPECIAL = {
-    "dino": ["views.branches.local.transforms.crop.size=14"],
+    "dino": ["views.branches.local.transforms.crop.size=20"],
     "relative_position": ["objective.patch=28"],  # patches as large as images, which this stem is for
 }
 COLOUR = {"colourisation"}

@@ -130,7 +130,9 @@ def test_data2vec_targets_of_a_backbone_that_tells_no_blocks_are_its_last_output
     class Whole(Encoder):
         layers = TokenBackbone.layers
 
-        def encode(self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False) -> Tensor:
+        def encode(
+            self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
+        ) -> Tensor:
             return self.norm(tokens)
 
     objective = Data2Vec(Whole(stem=Continuous(shape=(2, 24), block=(4,), dim=8), depth=1, heads=2))

@@ -546,7 +546,12 @@ SHAPES = {
     "finetune": [24],
     "finetune_grey": [24],
     "plain": [24],
+    "symmetric_small": [24, 24],
+    "weak_small": [24, 24],
+    "asymmetric_small": [24, 24],
+    "multicrop_asymmetric": [24, 24, *[96] * 8],
 }
+OF_IDS = {"ids", "dropout_ids"}  # tests/test_text.py has them
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:
@@ -578,7 +583,7 @@ def build(node: dict[str, Any], channels: int = 3) -> ours.Views:
 
 
 def test_every_config_is_listed_here():
-    assert {path.stem for path in (CONF / "views").glob("*.yaml") if path.stem[0] != "_"} == set(SHAPES)
+    assert {path.stem for path in (CONF / "views").glob("*.yaml") if path.stem[0] != "_"} == OF_IDS | set(SHAPES)
     for path in (CONF / "views").glob("*.yaml"):
         assert path.read_text().startswith("# ")
 
