@@ -140,7 +140,8 @@ def table(folder: Path) -> None:
     cores, processor = environment["cpu_cores"], environment["processor"]
     print(
         f"\nMeasured {time.strftime('%Y-%m-%d')} on {cores} cores of {processor}, "
-        f"torch {environment['packages']['torch']}, a median of {statistics.median(seconds):.0f} s a run on one busy core:\n\n"
+        f"torch {environment['packages']['torch']}, a median of {statistics.median(seconds):.0f} s a run "
+        "on one busy core:\n\n"
         "    python scripts/results.py unpack DIR --cifar10 TRAIN.tar.xz TEST.tar.xz\n"
         "    python scripts/results.py run DIR\n    python scripts/results.py table DIR > docs/results.md"
     )
