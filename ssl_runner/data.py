@@ -176,7 +176,7 @@ class DataModule(pl.LightningDataModule):
         )
 
 
-SHOWN = 8  # samples that a person looks at
+LOOKED_AT = 8  # samples that a person looks at
 
 
 def glimpse(source: Source, views: Views, split: Split, count: int, seed: int) -> Samples:

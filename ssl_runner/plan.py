@@ -11,7 +11,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from ssl_runner import build, devices, runs
-from ssl_runner.data import SHOWN, glimpse
+from ssl_runner.data import LOOKED_AT, glimpse
 from ssl_runner.durations import Clock
 from ssl_runner.pictures import undo
 from ssl_runner.seeds import derive
@@ -34,7 +34,7 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     accelerator = devices.accelerator(config["device"]["accelerator"])
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
 
-    samples = glimpse(source, parts.views, split, SHOWN, config["seed"])  # type: ignore[arg-type]
+    samples = glimpse(source, parts.views, split, LOOKED_AT, config["seed"])  # type: ignore[arg-type]
     torch.manual_seed(derive(config["seed"], "step", 0, 0))
     views = parts.views(samples)
 

@@ -18,7 +18,7 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from ssl_runner import build, devices, report, runs
 from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, TableLogger
 from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
-from ssl_runner.data import SHOWN, DataModule, glimpse
+from ssl_runner.data import LOOKED_AT, DataModule, glimpse
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
@@ -299,7 +299,7 @@ def evaluations(
 def show(parts: build.Parts, data: DataModule, folder: Path) -> None:
     """Writes what the objective makes of a few samples that it did not train on, where it has something to show."""
     seed, split = parts.config["seed"], "val" if len(parts.source.split("val")) else data.train_split
-    samples = glimpse(parts.source, parts.views, split, SHOWN, seed)
+    samples = glimpse(parts.source, parts.views, split, LOOKED_AT, seed)
     torch.manual_seed(derive(seed, "pictures"))
     objective, views = parts.objective.to(data.device).eval(), parts.views.to(data.device)
     seen = [{name: t.to(data.device) for name, t in view.items()} for view in views(samples)]

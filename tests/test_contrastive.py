@@ -7,22 +7,11 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from ssl_runner.objectives import dcl, inst_disc, moco_v2, moco_v3, nnclr, supcon, triplet
-from ssl_runner.types import Backbone, Batch, Objective
-
-
-class Flat(Backbone):
-    """Any input, flattened and projected; with BatchNorm, so that modes matter."""
-
-    def __init__(self, inputs: int = 12, dim: int = 8):
-        super().__init__()
-        self.dim = dim
-        self.layer, self.norm = nn.Linear(inputs, dim), nn.BatchNorm1d(dim)
-
-    def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
-        return self.norm(self.layer(x.flatten(1)))
+from ssl_runner.types import Batch, Objective
+from tests.test_objectives import Flat
 
 
 def build(name: str) -> Objective:

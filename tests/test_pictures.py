@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from ssl_runner import pictures
-from ssl_runner.data import SHOWN
+from ssl_runner.data import LOOKED_AT
 from ssl_runner.objectives import inpainting, jigsaw, relative_position, rotation
 from ssl_runner.objectives.autoencoder import Autoencoder
 from ssl_runner.objectives.colourisation import Colourisation, rgb_to_lab
@@ -294,4 +294,4 @@ def test_a_pretraining_leaves_its_pictures(ssl_run: Call, tmp_path: Path) -> Non
     assert {path.name for path in folder.iterdir()} == {"reconstruction.png", "samples.png"}
     assert f"to look at: {Path('out/shown/samples.png')}" in out or str(folder / "samples.png") in out
     with Image.open(folder / "reconstruction.png") as image:
-        assert image.size == (3 * 68, SHOWN * 68)
+        assert image.size == (3 * 68, LOOKED_AT * 68)

@@ -77,9 +77,10 @@ class ELECTRA(Objective):
 
     @torch.no_grad()
     def filled(self, ids: Tensor, place: Tensor, told: Tensor, logits: Tensor) -> Tensor:
-        """(B, L) ids, with those told drawn from the generator's (B, K, V) logits. Draws are made on the CPU."""
-        gumbel = -(-torch.rand(logits.shape).clamp(min=1e-20).log()).log()
-        drawn = (logits.float() + gumbel.to(logits.device)).argmax(2)  # so the largest is a draw from the softmax
+        """(B, L) ids, with those told drawn from the generator's (B, K, V) logits. The noise, being as large as these,
+        is drawn on their device."""
+        gumbel = -(-torch.rand_like(logits, dtype=torch.float32).clamp(min=1e-20).log()).log()
+        drawn = (logits.float() + gumbel).argmax(2)  # so the largest is a draw from the softmax
         return ids.scatter(1, place, torch.where(told, drawn, ids.gather(1, place)))
 
     def scores(self, ids: Tensor, pad: Tensor | None, part: Tensor | None) -> Tensor:
