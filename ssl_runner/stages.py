@@ -235,6 +235,7 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
     )
     if runs.is_main() and config["stage"] == "pretrain":
         save_backbone(objective.backbone, folder / runs.BACKBONE, config)
+    trainer.strategy.barrier()  # no rank goes on to the next stage before the weights that it starts from are written
     return learner, data, metrics
 
 

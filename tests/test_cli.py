@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from ssl_runner import cli, runs
-from tests.conftest import TINY, TINY_FINETUNE, environment, process
+from tests.conftest import TINY, TINY_FINETUNE, environment
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -357,10 +357,25 @@ def test_a_config_error_imports_neither_lightning_nor_timm(tmp_path: Path) -> No
     assert "Error executing" not in found.stderr
 
 
-def test_two_ranks_train_validate_and_evaluate(tmp_path: Path) -> None:
-    found = process(
-        "run", "task=simclr", *TINY, "device=ddp", "device.accelerator=cpu", "device.devices=2",
-        "finetune.duration=2 steps", "finetune.batch_size=16", "evaluators=[knn]", "hydra.run.dir=r", cwd=tmp_path,
+SLOW_DISK = """
+import time
+from ssl_runner import cli, stages
+save = stages.save_backbone
+stages.save_backbone = lambda *args: (time.sleep(1), save(*args))
+cli.main()
+"""
+
+
+def test_two_ranks_train_validate_and_evaluate_on_a_slow_disk(tmp_path: Path) -> None:
+    """The second rank has nothing to write: it must not start finetuning before the first has written the weights."""
+    (tmp_path / "main.py").write_text(SLOW_DISK)
+    found = subprocess.run(
+        [
+            sys.executable, "main.py", "run", "task=simclr", *TINY, "device=ddp", "device.accelerator=cpu",
+            "device.devices=2", "finetune.duration=2 steps", "finetune.batch_size=16", "evaluators=[knn]",
+            "hydra.run.dir=r",
+        ],
+        cwd=tmp_path, env=environment(), capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert found.returncode == 0, found.stderr[-3000:]
     metrics = json.loads((tmp_path / "r" / "metrics.json").read_text())
