@@ -75,18 +75,23 @@ def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
 def evaluators(config: Mapping[str, Any], opened: Source) -> dict[str, Evaluator]:
     """Built before training, so that what is wrong with them, or with the data for them, is said before it."""
     built = {name: make(node) for name, node in config["evaluators"].items()}
-    unlabelled = [name for name, evaluator in built.items() if evaluator.labelled and not opened.classes]
-    if unlabelled:
-        raise RequestError(f"evaluators.{unlabelled[0]}: needs labels, and this data has none; use evaluators=none")
+    for name, evaluator in built.items():
+        refusal = evaluator.refusal(opened)
+        if refusal is not None:
+            raise RequestError(f"evaluators.{name}: {refusal}")
     return built
 
 
 def assemble(opened: Source, filled: dict[str, Any], built: Backbone | None = None) -> Parts:
     """built: a backbone with weights already, else an untrained one."""
     encoder = backbone(filled) if built is None else built
+    return Parts(filled, opened, make(filled["views"]), objective(filled, encoder))
+
+
+def objective(filled: Mapping[str, Any], encoder: Backbone) -> Objective:
+    """An untrained objective around a backbone."""
     torch.manual_seed(derive(filled["seed"], "objective"))
-    objective: Objective = make(filled["objective"], encoder)
-    return Parts(filled, opened, make(filled["views"]), objective)
+    return make(filled["objective"], encoder)
 
 
 def _same(node: Any, facts: Mapping[str, Any]) -> None:

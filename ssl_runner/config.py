@@ -24,6 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from ssl_runner.datasets.splits import Amount
 from ssl_runner.durations import Duration
 from ssl_runner.errors import RequestError, nearest
+from ssl_runner.types import Objective
 
 Positive = Annotated[int, Gt(0)]
 
@@ -297,8 +298,13 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
         if objective.labelled and labels is False:
             yield "objective", f"{objective.__name__} needs labels, and this data has none"
         for name, node in config["evaluators"].items():
-            if getattr(get_class(node["_target_"]), "labelled", False) and labels is False:
+            evaluator: Any = get_class(node["_target_"])
+            if getattr(evaluator, "labelled", False) and labels is False:
                 yield f"evaluators.{name}", "needs labels, and this data has none; use evaluators=none"
+            asked = getattr(evaluator, "asks", backbone)
+            if not issubclass(backbone, asked) and not issubclass(objective, asked):
+                found = objective.__name__ if issubclass(asked, Objective) else backbone.__name__
+                yield f"evaluators.{name}", f"{evaluator.__name__} scores a {asked.__name__}, and {found} is none"
     if config["stage"] == "verify" and config.get("contract") is None:
         yield "contract", f"the recipe {config['name']} promises nothing that could be verified"
     if config["batch_size"] % config["accumulate"]:

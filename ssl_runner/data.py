@@ -16,7 +16,7 @@ from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.errors import RequestError
 from ssl_runner.seeds import derive
-from ssl_runner.types import Embed, Samples
+from ssl_runner.types import Samples, View
 from ssl_runner.views.base import Views
 
 
@@ -95,7 +95,7 @@ class DataModule(pl.LightningDataModule):
         self.start = 0  # the micro-batch with which training goes on
         self.device = torch.device("cpu")  # where features are computed
         self._features: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
-        self._embeds: list[Embed] = []  # keeps ids of cached embeds from being used again
+        self._embeds: list[Callable] = []  # keeps ids of cached embeds from being used again
 
     @property
     def num_classes(self) -> int:
@@ -113,16 +113,32 @@ class DataModule(pl.LightningDataModule):
         return self._loader(dataset, sampler, self.views.crops, replace=True)
 
     def val_dataloader(self) -> DataLoader:
-        dataset = self.source.split("val")
+        dataset = self.held_out()
         ranks, rank = self._ranks()
         batches = EvalBatches(len(dataset), self.per_rank, rank=rank, ranks=ranks)
         return self._loader(dataset, batches, self.views.fitted if self.plain_val else self.views.crops)
 
-    def plain_dataloader(self, split: Split) -> DataLoader:
-        """Every sample of a split once, undisturbed, on one process."""
-        dataset = self.source.split(split)
+    def held_out(self) -> Arrays | Ragged:
+        """What training is validated on."""
+        return self.source.split("val") if self.train_split == "train" else self.source.pretext("val")
+
+    def glimpse(self, count: int) -> Samples:
+        """The first samples that training does not see, or does, where all are trained on."""
+        held_out = self.held_out()
+        return glimpse(
+            self.source,
+            self.views,
+            held_out if len(held_out) else self.source.split(self.train_split),
+            count,
+            self.seed,
+        )
+
+    def plain(self, dataset: Arrays | Ragged) -> Iterator[tuple[View, Samples]]:
+        """Every sample once, undisturbed, in order, on the device: its view, and what else is known of it."""
         batches = EvalBatches(len(dataset), max(self.per_rank, 256))
-        return self._loader(dataset, batches, self.views.fitted)
+        for samples in self._loader(dataset, batches, self.views.fitted):
+            samples["inputs"] = [{k: v.to(self.device) for k, v in view.items()} for view in samples["inputs"]]
+            yield self.views.plain(samples), samples
 
     def state_dict(self) -> dict[str, Any]:
         """Where training stands. Called at the end of a batch, when it counts as done."""
@@ -133,18 +149,17 @@ class DataModule(pl.LightningDataModule):
         self.start = state_dict["batches"]
 
     @torch.no_grad()
-    def features(self, embed: Embed, split: Split) -> tuple[Tensor, Tensor]:
+    def features(self, embed: Callable[[View], Tensor], split: Split) -> tuple[Tensor, Tensor]:
         """(N, dim) float32 features of a split's undisturbed samples and their (N,) labels; kept per embed."""
         key = (id(embed), split)
         if key not in self._features:
             self._embeds.append(embed)
             xs: list[Tensor] = []
             ys: list[Tensor] = []
-            for samples in self.plain_dataloader(split):
+            for view, samples in self.plain(self.source.split(split)):
                 if "label" not in samples:
                     raise RequestError(f"the {split} part has no labels, which this evaluator needs; evaluators=none")
-                samples["inputs"] = [{k: v.to(self.device) for k, v in view.items()} for view in samples["inputs"]]
-                xs.append(embed(self.views.plain(samples)).float())
+                xs.append(embed(view).float())
                 ys.append(samples["label"].to(self.device))
             if not xs:
                 raise RequestError(f"the {split} part is empty: give the data one, e.g. data.{split}=0.1")
@@ -179,9 +194,8 @@ class DataModule(pl.LightningDataModule):
 LOOKED_AT = 8  # samples that a person looks at
 
 
-def glimpse(source: Source, views: Views, split: Split, count: int, seed: int) -> Samples:
-    """The first samples of a split, read as training reads them in its first epoch."""
-    dataset = source.split(split)
+def glimpse(source: Source, views: Views, dataset: Arrays | Ragged, count: int, seed: int) -> Samples:
+    """The first samples of a dataset, read as training reads them in its first epoch."""
     keys = [(n, derive(seed, "draw", 0, n)) for n in range(min(count, len(dataset)))]
     reading: Any = Reading(dataset, views.crops, source.on_broken, True) if isinstance(dataset, Ragged) else dataset
     return reading.__getitems__(keys)

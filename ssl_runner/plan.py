@@ -34,7 +34,7 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     accelerator = devices.accelerator(config["device"]["accelerator"])
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
 
-    samples = glimpse(source, parts.views, split, LOOKED_AT, config["seed"])  # type: ignore[arg-type]
+    samples = glimpse(source, parts.views, dataset, LOOKED_AT, config["seed"])
     torch.manual_seed(derive(config["seed"], "step", 0, 0))
     views = parts.views(samples)
 

@@ -14,11 +14,13 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from torch import Tensor
 
 from ssl_runner import build, devices, report, runs
 from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, TableLogger
 from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
-from ssl_runner.data import LOOKED_AT, DataModule, glimpse
+from ssl_runner.data import LOOKED_AT, DataModule
+from ssl_runner.datasets.base import Source
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
@@ -30,7 +32,8 @@ from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.pictures import undo
 from ssl_runner.seeds import derive
-from ssl_runner.types import Backbone, Embed, Evaluator, as_batch
+from ssl_runner.trust import check_trust
+from ssl_runner.types import Backbone, Embed, Evaluator, Objective, TokenBackbone, View, as_batch
 from ssl_runner.watch import Watch
 
 Metrics = dict[str, float]
@@ -46,7 +49,7 @@ def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
     _, data, metrics = fit(parts, folder, monitor="-val/loss")
     if runs.is_main():
         show(parts, data, folder / runs.SHOWN)
-        metrics |= evaluations(config, evaluators, parts.objective.backbone, data)
+        metrics |= evaluations(parts.config, source, evaluators, parts.objective.backbone, parts.objective, data)
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
 
@@ -73,7 +76,13 @@ def evaluate(config: dict[str, Any], folder: Path) -> Metrics:
     source, config = build.source(config)
     evaluators = build.evaluators(config, source)
     encoder = build.backbone(config)
-    say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
+    origin = runs.find(config["from"])
+    say(f"{config['from']}: {load_backbone(encoder, origin.weights)}")
+    objective = None
+    asking = [name for name, evaluator in evaluators.items() if issubclass(evaluator.asks, Objective)]
+    if asking:
+        objective = pretrained(config, source, origin, encoder, asking[0])
+        config = {**config, "objective": origin.config["objective"]}
     data = DataModule(
         source,
         build.make(config["views"]),
@@ -86,7 +95,7 @@ def evaluate(config: dict[str, Any], folder: Path) -> Metrics:
     )
     if devices.accelerator(config["device"]["accelerator"]) == "gpu":
         data.device = torch.device("cuda")
-    metrics = evaluations(config, evaluators, encoder, data) if runs.is_main() else {}
+    metrics = evaluations(config, source, evaluators, encoder, objective, data) if runs.is_main() else {}
     return finish(config, folder, metrics, started, None)
 
 
@@ -277,16 +286,26 @@ def trainer_for(
 
 
 def evaluations(
-    config: Mapping[str, Any], evaluators: Mapping[str, Evaluator], trained: Backbone, data: DataModule
+    config: Mapping[str, Any],
+    source: Source,
+    evaluators: Mapping[str, Evaluator],
+    trained: Backbone,
+    objective: Objective | None,
+    data: DataModule,
 ) -> Metrics:
-    """Every evaluator on the backbone, on the same backbone untrained, and on the raw input."""
+    """Every evaluator on what was trained, on the same untrained, and on the raw input.
+
+    objective: the trained one, where an evaluator asks for it.
+    """
     if not evaluators:
         return {}
-    untrained = build.backbone(config)
+    untrained, its_objective = build.backbone(config), None
+    if any(issubclass(evaluator.asks, Objective) for evaluator in evaluators.values()):
+        its_objective = build.objective(config, untrained).to(data.device)
     embeds: dict[str, Embed] = {
-        "": frozen(trained.to(data.device)),
-        "/untrained": frozen(untrained.to(data.device)),
-        "/raw": data.source.raw,
+        "": frozen(trained.to(data.device), objective),
+        "/untrained": frozen(untrained.to(data.device), its_objective),
+        "/raw": Embed(source.raw),
     }
     metrics: Metrics = {}
     for name, evaluator in evaluators.items():
@@ -296,12 +315,27 @@ def evaluations(
     return metrics
 
 
+def pretrained(
+    config: Mapping[str, Any], source: Source, origin: runs.Origin, encoder: Backbone, evaluator: str
+) -> Objective:
+    """The objective of the run that `from` led to, with its heads. Raises RequestError where it can't be had."""
+    node, asked = origin.config.get("objective"), f"evaluators.{evaluator}: asks for what was pretrained"
+    kept = origin.weights if origin.weights.suffix == ".ckpt" else origin.weights.parent / runs.CHECKPOINTS / runs.LAST
+    if not node or not kept.is_file():
+        raise RequestError(f"{asked}, heads and all, and {origin.weights} has the backbone alone; give from=RUN_FOLDER")
+    check_trust(node, str(origin.weights), config["trust"])
+    built = build.objective({**config, "objective": build.fill(node, source.facts)}, encoder)
+    prefix = "objective."
+    state = load_checkpoint(kept)["state_dict"]
+    built.load_state_dict({k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)})
+    return built
+
+
 @torch.no_grad()
 def show(parts: build.Parts, data: DataModule, folder: Path) -> None:
     """Writes what the objective makes of a few samples that it did not train on, where it has something to show."""
-    seed, split = parts.config["seed"], "val" if len(parts.source.split("val")) else data.train_split
-    samples = glimpse(parts.source, parts.views, split, LOOKED_AT, seed)
-    torch.manual_seed(derive(seed, "pictures"))
+    samples = data.glimpse(LOOKED_AT)
+    torch.manual_seed(derive(parts.config["seed"], "pictures"))
     objective, views = parts.objective.to(data.device).eval(), parts.views.to(data.device)
     seen = [{name: t.to(data.device) for name, t in view.items()} for view in views(samples)]
     for name, columns in objective.show(as_batch(samples, seen)).items():
@@ -328,10 +362,22 @@ def finish(config: Mapping[str, Any], folder: Path, metrics: Metrics, started: f
     return metrics
 
 
-def frozen(backbone: Backbone) -> Embed:
-    """The backbone as evaluators get it: in evaluation mode (BatchNorm statistics fixed), without gradients."""
-    backbone.eval().requires_grad_(False)
-    return lambda view: backbone(**view)
+def frozen(backbone: Backbone, objective: Objective | None = None) -> Embed:
+    """The backbone as evaluators get it: in evaluation mode (BatchNorm statistics fixed), without gradients; and the
+    objective around it."""
+
+    def tokens(view: View) -> Tensor:
+        assert isinstance(backbone, TokenBackbone)
+        return backbone.encode(backbone.embed(backbone.patchify(view["x"])), view.get("pad"))
+
+    for module in (backbone, objective):
+        if module is not None:
+            module.eval().requires_grad_(False)
+    return Embed(
+        lambda view: backbone(**view),
+        tokens=tokens if isinstance(backbone, TokenBackbone) else None,
+        objective=objective,
+    )
 
 
 def _labels(source: Any) -> torch.Tensor:

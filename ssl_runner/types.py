@@ -15,16 +15,15 @@ View = dict[str, Tensor]
 """What a backbone is called with, as ``backbone(**view)``: {"x": (B, ...)} and, where lengths differ,
 "pad": (B, L) bool, True at padding."""
 
-Embed = Callable[[View], Tensor]
-"""View -> (B, dim) features: a frozen backbone, or the raw input."""
-
 
 class Samples(TypedDict, total=False):
     """What a data loader gives: undisturbed samples, collated, on the host."""
 
     inputs: list[View]  # one per kind of input (two for image and caption); uint8 means intensities 0..255
-    label: Tensor  # (B,) int64
+    label: Tensor  # (B,) int64 classes, or float32 values
     index: Tensor  # (B,) int64, the sample's place in its source
+    unit: Tensor  # (B, L) int64, where ids make larger wholes, as pieces make words: the number of each id's; -1: none
+    tag: Tensor  # (B, L) int64, the class of each token; -100: not labelled
     cropped: bool  # True: sizes differed, so a worker cropped already and `inputs` has one entry per view
 
 
@@ -32,8 +31,10 @@ class Batch(TypedDict, total=False):
     """What reaches an objective."""
 
     views: list[View]
-    label: Tensor  # (B,) int64
-    index: Tensor  # (B,) int64
+    label: Tensor  # these as in Samples
+    index: Tensor
+    unit: Tensor
+    tag: Tensor
 
 
 class Loss(NamedTuple):
@@ -128,6 +129,22 @@ class Objective(nn.Module):
         return {}
 
 
+class NextId(Objective):
+    """An objective on ids that can say what comes next."""
+
+    def following(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
+        """(B, L) ids, padding on either side -> (B, V): the scores of the id behind the last that is not padding."""
+        raise NotImplementedError
+
+
+class Likelihood(NextId):
+    """An objective that says how likely a sequence is, id by id."""
+
+    def nats(self, ids: Tensor, pad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, L) ids -> (B, L): -log p of each given those before it, and whether it is predicted at all (bool)."""
+        raise NotImplementedError
+
+
 class Transform(nn.Module):
     """One step of a view, batched and random per sample: View -> View of the same batch size.
 
@@ -152,24 +169,52 @@ class Sizer(Transform):
         raise NotImplementedError
 
 
-class Evaluator:
-    """Scores frozen features: called with an ``Embed`` and a data module, gives {metric: value}.
+class Embed:
+    """What an evaluator scores, frozen. Called with a view, it gives the view's (B, dim) features.
 
-    Knows nothing of training. It is called three times under the same protocol: with the backbone, with the
-    same backbone untrained and with the raw input.
+    tokens: View -> (B, L, dim), where a backbone has tokens; None for others and for the raw input.
+    objective: what was pretrained, with its heads; None for the raw input, and where no evaluator asks for it.
     """
 
-    labelled: ClassVar[bool] = True  # whether it needs labels
+    def __init__(
+        self,
+        features: Callable[[View], Tensor],
+        *,
+        tokens: Callable[[View], Tensor] | None = None,
+        objective: Objective | None = None,
+    ):
+        self.features, self.tokens, self.objective = features, tokens, objective
+
+    def __call__(self, view: View) -> Tensor:
+        return self.features(view)
+
+
+class Evaluator:
+    """Scores what was pretrained: called with an ``Embed`` and a data module, gives {metric: value}.
+
+    Knows nothing of training. It is called three times under the same protocol: with the backbone, with the
+    same backbone untrained and with the raw input, for which it gives the plain baselines of its figures.
+    """
+
+    asks: ClassVar[type[Backbone] | type[Objective]] = Backbone  # what it can score
+    labelled: ClassVar[bool] = True  # whether it needs classes
 
     def __call__(self, embed: Embed, data: Any) -> dict[str, float]:
         raise NotImplementedError
+
+    def refusal(self, source: Any) -> str | None:
+        """Why this source can't be scored; None if it can. Asked before training."""
+        if self.labelled and not source.classes:
+            return "needs labels, and this data has none; use evaluators=none"
+        return None
 
 
 def as_batch(samples: Samples, views: list[View]) -> Batch:
     """The views, with what else an objective may read of their samples."""
     batch: Batch = {"views": views, "index": samples["index"]}
-    if "label" in samples:
-        batch["label"] = samples["label"]
+    for name in ("label", "unit", "tag"):
+        if name in samples:
+            batch[name] = samples[name]
     return batch
 
 

@@ -14,8 +14,7 @@ from pytorch_lightning.strategies import FSDPStrategy
 from torch import Tensor, nn
 
 from ssl_runner import runs
-from ssl_runner.data import DataModule, glimpse
-from ssl_runner.datasets.base import Split
+from ssl_runner.data import DataModule
 from ssl_runner.learner import Learner
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.types import Objective, Samples
@@ -69,9 +68,7 @@ class Watch(pl.Callback):
         if not runs.is_main() or isinstance(trainer.strategy, FSDPStrategy):
             return  # one process alone can't call a backbone that is in pieces on all
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
-        split: Split = "val" if len(data.source.split("val")) else data.train_split
-        samples = glimpse(data.source, data.views, split, SAMPLES, data.seed)
-        self._samples = list(portions(samples, data.per_rank))
+        self._samples = list(portions(data.glimpse(SAMPLES), data.per_rank))
         if not self.untrained:
             self.untrained = self.spreads(trainer, pl_module)
             self.teachers = {name: mark(teacher) for name, teacher in teachers(pl_module.objective)}

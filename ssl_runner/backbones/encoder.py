@@ -24,6 +24,8 @@ class Encoder(TokenBackbone):
     mlp_ratio: hidden width of a block's MLP over dim. dropout: of what each sublayer adds, per element.
     drop_path: the same per sample, growing linearly to this rate at the last block (Huang et al., 2016).
 
+    causal: a token never sees those behind it, in the embedding too: for objectives that predict what follows.
+
     The embedding is the mean over the tokens that are not padding. `pad` counts tokens, not raw samples.
     Raises RequestError when heads does not divide dim.
     """
@@ -37,10 +39,12 @@ class Encoder(TokenBackbone):
         mlp_ratio: Annotated[float, Gt(0)] = 4.0,
         dropout: Rate = 0.0,
         drop_path: Rate = 0.0,
+        causal: bool = False,
     ):
         super().__init__()
         if stem.dim % heads:
             raise RequestError(f"backbone.heads={heads}: does not divide the stem's dim, {stem.dim}")
+        self.causal = causal
         self.stem, self.dim, self.grid = stem, stem.dim, getattr(stem, "grid", None)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
         hidden = int(self.dim * mlp_ratio)
@@ -71,6 +75,7 @@ class Encoder(TokenBackbone):
         self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
     ) -> Iterator[Tensor]:
         """(B, L, dim) -> the (B, L, dim) behind each block."""
+        causal = causal or self.causal
         plain = causal and pad is None and part is None  # the kernels have this case built in
         seen = None if plain else visible(tokens, pad, causal, part)
         for block in self.blocks:

@@ -80,12 +80,19 @@ class Source:
 
     labelled: ClassVar[bool | None] = True  # None: known only once opened
     on_broken: Literal["skip", "stop"] = "skip"
-    classes: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()  # what labels mean, where they are classes
+    valued: bool = False  # whether labels are values to be predicted
+    tags: tuple[str, ...] = ()  # what the labels of single tokens mean, where samples have such
     facts: dict[str, Any]
 
     def split(self, name: Split) -> Arrays | Ragged:
         """`pretrain` is all that may be learned from without labels (`train`, unless a source has more)."""
         raise NotImplementedError
+
+    def pretext(self, name: Literal["val", "test"]) -> Arrays | Ragged:
+        """A part as an objective without labels is scored on it: where `pretrain` is cut otherwise than `train`, the
+        same way."""
+        return self.split(name)
 
     def pinned(self) -> dict[str, Any]:
         """Arguments as they are from now on, for a run to keep: what was made on opening and must not be made anew,
