@@ -1,10 +1,12 @@
-"""The bands of the small recipes' contracts, measured over three seeds and written into conf/task.
+"""The small recipes on the data they are for, over three seeds: the bands of their contracts, and docs/recipes.md.
 
-    python scripts/bands.py run DIR [METHOD ...]     # what is not yet there
-    python scripts/bands.py write DIR [METHOD ...]   # the `contract:` of each recipe that has its three runs
+    python scripts/bands.py run DIR [RECIPE ...]     # what is not yet there
+    python scripts/bands.py write DIR [RECIPE ...]   # the `contract:` of each recipe that has its three runs
+    python scripts/bands.py table DIR > docs/recipes.md
 
-A run is `ssl-run pretrain +task=METHOD seed=SEED evaluators=[knn]`. The band reaches from the lowest score to the
-highest, and beyond both by their distance or 0.02, whichever is more.
+A run is `ssl-run pretrain +task=RECIPE seed=SEED`, of those on images with evaluators=[knn] (their table is
+docs/results.md). What is not embedded is looked for in the folder that SSL_RUNNER_DATA names. The band reaches from the
+lowest score to the highest, and beyond both by their distance or 0.02, whichever is more.
 """
 
 from __future__ import annotations
@@ -16,26 +18,93 @@ import statistics
 import time
 from pathlib import Path
 
-from results import CONF, SEEDS, recipes, run_all
+from results import CONF, SEEDS, environment, on_images, run_all, small
 
-METRIC = "knn/accuracy"
+SHOWN = (
+    "likelihood/bits_per_byte",
+    "tagging/accuracy",
+    "linear/accuracy",
+    "linear_10_per_class/accuracy",
+    "knn/accuracy",
+    "ranking/ndcg_10",
+    "ranking/hr_10",
+    "regression/r2",
+)
+"""The figures of the table, where a recipe's evaluators give them."""
 
 
-def contract(method: str, folder: Path) -> str | None:
-    files = [folder / method / str(seed) / "metrics.json" for seed in SEEDS]
-    if not all(f.is_file() for f in files):
+def metric_of(recipe: str) -> str:
+    stated = re.search(r"^contract: \{metric: ([\w/]+)", (CONF / f"{recipe}.yaml").read_text(), flags=re.M)
+    return stated[1] if stated else "knn/accuracy"
+
+
+def measured(recipe: str, folder: Path) -> list[dict[str, float]] | None:
+    """The figures of its three runs, None until all are there."""
+    files = [folder / recipe / str(seed) / "metrics.json" for seed in SEEDS]
+    return [json.loads(f.read_text()) for f in files] if all(f.is_file() for f in files) else None
+
+
+def contract(recipe: str, folder: Path) -> str | None:
+    found, metric = measured(recipe, folder), metric_of(recipe)
+    if found is None:
         return None
-    found = [json.loads(f.read_text()) for f in files]
-    scores = sorted(metrics[METRIC] for metrics in found)
+    scores = sorted(metrics[metric] for metrics in found)
     margin = max(0.02, scores[-1] - scores[0])
-    low, high = scores[0] - margin, min(1.0, scores[-1] + margin)
+    low, high = scores[0] - margin, scores[-1] + margin
+    if metric.endswith(("accuracy", "ndcg_10")):
+        low, high = max(0.0, low), min(1.0, high)
     seconds = statistics.median(metrics["time/seconds"] for metrics in found)
-    untrained = statistics.mean(metrics[f"{METRIC}/untrained"] for metrics in found)
+    beside = [
+        f"{name} {statistics.mean(metrics[key] for metrics in found):.3f}"
+        for name in ("untrained", "raw")
+        if (key := f"{metric}/{name}") in found[0] and (name == "untrained" or recipe not in on_images())
+    ]
     return (
-        f"contract: {{metric: {METRIC}, band: [{low:.3f}, {high:.3f}], budget: {seconds:.0f} s on one core,\n"
-        f'           source: "{scores[0]:.3f} to {scores[-1]:.3f} over seeds 0, 1, 2 (untrained {untrained:.3f}), '
+        f"contract: {{metric: {metric}, band: [{low:.3f}, {high:.3f}], budget: {seconds:.0f} s on one core,\n"
+        f'           source: "{scores[0]:.3f} to {scores[-1]:.3f} over seeds 0, 1, 2 ({", ".join(beside)}), '
         f'2 cores of a Xeon, {time.strftime("%Y-%m-%d")}"}}\n'
     )
+
+
+def table(folder: Path) -> None:
+    print("# Small recipes on text, items and tables, over three seeds\n")
+    print(
+        "Mean and standard deviation over seeds 0, 1 and 2 of `ssl-run pretrain +task=RECIPE`: what was pretrained,\n"
+        "beside the same untrained and the raw input. The raw input's scores are those of bags of words, a 5-gram of\n"
+        "bytes, each word's commonest tag, the items' popularity and the columns as they are.\n"
+        "Higher is better, but for bits per byte. The recipes' constants were chosen on validation data or seed 0.\n"
+    )
+    print("| recipe | figure | pretrained | untrained | raw | seconds |\n|---|---|---|---|---|---|")
+    about, missing = {}, []
+    for recipe in small():
+        if recipe in on_images():
+            continue
+        found = measured(recipe, folder)
+        if found is None:
+            missing.append(recipe)
+            continue
+        about = environment(folder / recipe / "0")
+        seconds = statistics.median(metrics["time/seconds"] for metrics in found)
+        for figure in SHOWN:
+            if figure in found[0]:
+                cells = [_cell([m.get(f"{figure}{suffix}") for m in found]) for suffix in ("", "/untrained", "/raw")]
+                print(f"| {recipe} | {figure} | {' | '.join(cells)} | {seconds:.0f} |")
+    if missing:
+        print(f"\nNot measured: {', '.join(missing)}.")
+    print(
+        f"\nMeasured {time.strftime('%Y-%m-%d')} on {about['cpu_cores']} cores of {about['processor']}, "
+        f"torch {about['packages']['torch']}, one run on each core:\n\n"
+        "    SSL_RUNNER_DATA=DATA python scripts/bands.py run DIR\n"
+        "    python scripts/bands.py table DIR > docs/recipes.md"
+    )
+
+
+def _cell(values: list[float | None]) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    spread = statistics.stdev(known)
+    return f"{statistics.mean(known):.3f}" + (f" ± {spread:.3f}" if spread else "")
 
 
 def write(method: str, text: str) -> None:
@@ -47,20 +116,23 @@ def write(method: str, text: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("step", choices=["run", "write"])
+    parser.add_argument("step", choices=["run", "write", "table"])
     parser.add_argument("folder", type=Path)
-    parser.add_argument("methods", nargs="*", default=[])
+    parser.add_argument("recipes", nargs="*", default=[])
     given = parser.parse_args()
-    methods = given.methods or recipes()
-    if given.step == "run":
-        run_all(given.folder.resolve(), {method: [f"+task={method}", "evaluators=[knn]"] for method in methods})
-        return
-    for method in methods:
-        text = contract(method, given.folder)
-        if text is None:
-            print(f"{method}: not measured")
-        else:
-            write(method, text)
+    folder, chosen = given.folder.resolve(), given.recipes or small()
+    if given.step == "table":
+        table(folder)
+    elif given.step == "run":
+        images = on_images()
+        run_all(folder, {r: [f"+task={r}", *(["evaluators=[knn]"] if r in images else [])] for r in chosen})
+    else:
+        for recipe in chosen:
+            text = contract(recipe, folder)
+            if text is None:
+                print(f"{recipe}: not measured")
+            else:
+                write(recipe, text)
 
 
 if __name__ == "__main__":

@@ -22,27 +22,40 @@ import tarfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 CONF = Path(__file__).parent.parent / "conf" / "task"
 SEEDS = (0, 1, 2)
 PER_CLASS = {"train": 500, "test": 200}
 FASHION = ["data=folder", "data.size=28", "data.channels=1", "data.mean=[0.286]", "data.std=[0.353]"]
 CIFAR = ["data=folder", "data.size=32", "data.mean=[0.491,0.482,0.447]", "data.std=[0.247,0.243,0.262]"]
-COMMON = ["evaluators=[knn,linear]", "workers=0", "duration=10 epochs"]
+COMMON = ["evaluators=[knn,linear]", "workers=0"]
 CONVOLUTIONS = ["backbone.small_stem=false"]  # the usual stem: a quarter of the side, a sixteenth of the time
 TOKENS = ["backbone.stem.block=[7,7]"]
 SPECIAL = {
     "dino": ["views.branches.local.transforms.crop.size=20"],
-    "relative_position": ["objective.patch=28"],  # patches as large as images, which this stem is for
+    "relative_position": ["objective.patch=7"],
 }
+LONG = {"data2vec": "30 epochs"}
+FINE = {"relative_position", "super_resolution"}  # about single pixels and small patches: half the side, the fine stem
 COLOUR = {"colourisation"}
+LARGE = ("_cifar10", "_imagenet", "_wikipedia", "_openwebtext")  # names of recipes end with their data
 SCORES = ("knn/accuracy", "linear/accuracy")
 
 
-def recipes() -> list[str]:
-    """The small recipes: one a method."""
+def small() -> list[str]:
+    """The small recipes, measured here: all that are for no published data set of a paper's size."""
     names = sorted(p.stem for p in CONF.glob("[!_]*.yaml"))
-    return [name for name in names if not name.endswith(("_cifar10", "_imagenet"))]
+    return [name for name in names if not name.endswith(LARGE)]
+
+
+def on_images() -> list[str]:
+    """Those of the small recipes that learn from images, one a method."""
+    return [name for name in small() if name in COLOUR or "- _digits" in (CONF / f"{name}.yaml").read_text()]
+
+
+def environment(run: Path) -> dict[str, Any]:
+    return json.loads((run / "environment.json").read_text())
 
 
 def overrides(method: str, data: Path) -> list[str]:
@@ -50,7 +63,9 @@ def overrides(method: str, data: Path) -> list[str]:
     source = (
         [*CIFAR, f"data.root={data / 'cifar10'}"] if method in COLOUR else [*FASHION, f"data.root={data / 'fashion'}"]
     )
-    return [f"+task={method}", *source, *COMMON, *(TOKENS if tokens else CONVOLUTIONS), *SPECIAL.get(method, [])]
+    stem = TOKENS if tokens else ["data.size=14"] if method in FINE else CONVOLUTIONS
+    duration = LONG.get(method, "10 epochs")
+    return [f"+task={method}", *source, *COMMON, f"duration={duration}", *stem, *SPECIAL.get(method, [])]
 
 
 def unpack(folder: Path, archives: list[Path]) -> None:
@@ -109,15 +124,15 @@ def table(folder: Path) -> None:
     print(
         __doc__.split("\n")[0].replace("The table of docs/results.md: every", "# Every") if __doc__ else "", end="\n\n"
     )
-    lines, below, missing, environment, seconds = [], [], [], {}, []
-    for method in recipes():
+    lines, below, missing, about, seconds = [], [], [], {}, []
+    for method in on_images():
         files = [folder / "runs" / method / str(seed) / "metrics.json" for seed in SEEDS]
         found = [json.loads(f.read_text()) for f in files if f.is_file()]
         if len(found) < len(SEEDS):
             missing.append(f"{method} ({len(found)} of {len(SEEDS)})")
         if not found:
             continue
-        environment = json.loads((files[0].parent / "environment.json").read_text())
+        about = environment(files[0].parent)
         seconds += [metrics["time/seconds"] for metrics in found]
         columns = [cell(found, f"{score}{suffix}") for score in SCORES for suffix in ("", "/untrained", "/raw")]
         gain = {s: statistics.mean(m[s] - m[f"{s}/untrained"] for m in found) for s in SCORES}
@@ -128,19 +143,21 @@ def table(folder: Path) -> None:
         "Each method's recipe on digits (`conf/task/METHOD.yaml`), with its constants as they are, on the first 500\n"
         "training images of each class of Fashion-MNIST at 28x28 (colourisation, which needs colour: of CIFAR-10 at\n"
         "32x32), for 10 epochs, scored on 200 test images of each class; a small ResNet with its usual stem, or a\n"
-        "small transformer on blocks of 7x7 for the methods that hide or predict patches. Accuracy, mean and\n"
-        "standard deviation over seeds 0, 1 and 2, beside the same backbone untrained and the raw pixels. Nothing was\n"
-        "tuned on these images. Such short runs say that a method learns; they do not rank methods.\n"
+        "small transformer on blocks of 7x7 for the methods that hide or predict patches. super_resolution and\n"
+        "relative_position are about details that this stem drops: they have the fine one, on 14x14. data2vec has 30\n"
+        "epochs. Accuracy, mean and standard deviation over seeds 0, 1 and 2, beside the same backbone untrained and\n"
+        "the raw pixels. Nothing else was tuned on these images. Such short runs say that a method learns; they do\n"
+        "not rank methods.\n"
     )
     print("| method | kNN | untrained | raw | linear | untrained | raw |\n|---|---|---|---|---|---|---|")
     print("\n".join(lines))
     print(f"\nNot above the untrained backbone: {', '.join(below) or 'none'}.")
     if missing:
         print(f"\nNot complete: {', '.join(missing)}.")
-    cores, processor = environment["cpu_cores"], environment["processor"]
+    cores, processor = about["cpu_cores"], about["processor"]
     print(
         f"\nMeasured {time.strftime('%Y-%m-%d')} on {cores} cores of {processor}, "
-        f"torch {environment['packages']['torch']}, a median of {statistics.median(seconds):.0f} s a run "
+        f"torch {about['packages']['torch']}, a median of {statistics.median(seconds):.0f} s a run "
         "on one busy core:\n\n"
         "    python scripts/results.py unpack DIR --cifar10 TRAIN.tar.xz TEST.tar.xz\n"
         "    python scripts/results.py run DIR\n    python scripts/results.py table DIR > docs/results.md"
@@ -158,7 +175,7 @@ def main() -> None:
         unpack(given.folder, given.cifar10)
     elif given.step == "run":
         folder = given.folder.resolve()
-        run_all(folder / "runs", {method: overrides(method, folder) for method in given.methods or recipes()})
+        run_all(folder / "runs", {method: overrides(method, folder) for method in given.methods or on_images()})
     else:
         table(given.folder)
 
