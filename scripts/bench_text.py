@@ -255,8 +255,8 @@ def main(argv: list[str]) -> None:
     for name, what in CONTENDERS.items():
         ratios = [theirs / ours for theirs, ours in zip(seconds["trainer"], seconds[name], strict=True)]
         print(
-            f"{what:28} {tokens / statistics.median(seconds[name]):8.0f} tokens/s, {statistics.median(ratios):.2f} times "
-            f"the Trainer's ({min(ratios):.2f} to {max(ratios):.2f}); peak {held[name]['peak']:.0f} MiB, "
+            f"{what:28} {tokens / statistics.median(seconds[name]):8.0f} tokens/s, {statistics.median(ratios):.2f} "
+            f"times the Trainer's ({min(ratios):.2f} to {max(ratios):.2f}); peak {held[name]['peak']:.0f} MiB, "
             f"{held[name]['peak'] - held[name]['before']:.0f} of them for training"
         )
     return None

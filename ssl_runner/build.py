@@ -9,8 +9,9 @@ from typing import Any
 
 import torch
 from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_class, get_object, instantiate
 
+from ssl_runner.config import FACTS
 from ssl_runner.datasets.base import Source
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.seeds import derive
@@ -69,6 +70,7 @@ def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     groups = ("views", "backbone", "objective", "evaluators")
     facts = {**opened.facts, "samples": len(opened.split("pretrain"))}
     filled = {group: fill(config[group], facts) for group in groups if group in config}
+    _complete(filled, "", type(opened).__name__)
     return opened, {**config, **filled, "data": {**config["data"], **opened.pinned()}}
 
 
@@ -85,6 +87,14 @@ def evaluators(config: Mapping[str, Any], opened: Source) -> dict[str, Evaluator
 def assemble(opened: Source, filled: dict[str, Any], built: Backbone | None = None) -> Parts:
     """built: a backbone with weights already, else an untrained one."""
     encoder = backbone(filled) if built is None else built
+    pinned: dict[str, Any] = getattr(encoder, "pinned", dict)()  # what a backbone read elsewhere about itself
+    filled = {**filled, "backbone": {**filled["backbone"], **pinned}}
+    wanted: Any = get_class(filled["objective"]["_target_"])
+    if wanted.labelled and wanted.valued != opened.valued:
+        kinds = ("values", "classes") if wanted.valued else ("classes", "values")
+        raise RequestError(
+            f"objective: {wanted.__name__} learns labels that are {kinds[0]}; here are {kinds[1]} or none"
+        )
     return Parts(filled, opened, make(filled["views"]), objective(filled, encoder))
 
 
@@ -94,10 +104,26 @@ def objective(filled: Mapping[str, Any], encoder: Backbone) -> Objective:
     return make(filled["objective"], encoder)
 
 
+def _complete(node: Any, path: str, data: str) -> None:
+    """Raises RequestError where a part still lacks a fact that this data does not tell."""
+    if not isinstance(node, dict):
+        return
+    if "_target_" in node:
+        target = get_object(node["_target_"])
+        for name, parameter in inspect.signature(target).parameters.items():
+            if parameter.default is parameter.empty and name in FACTS and name not in node:
+                raise RequestError(
+                    f"{path}.{name}: {target.__name__} needs it, and the data, {data}, does not tell it; choose parts "
+                    "and data that go together"
+                )
+    for key, value in node.items():
+        _complete(value, f"{path}.{key}".lstrip("."), data)
+
+
 def _same(node: Any, facts: Mapping[str, Any]) -> None:
     """A backbone whose config states what samples it is for (it comes from a run) must get such samples."""
     if isinstance(node, dict):
-        for name in ("shape", "vocab", "length"):
+        for name in ("shape", "vocab", "length", "columns"):
             stated, found = node.get(name), facts.get(name)
             if stated is not None and found is not None and _listed(stated) != _listed(found):
                 raise RequestError(

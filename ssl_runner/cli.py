@@ -197,10 +197,14 @@ def _stage(name: str) -> Any:
 
 def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     """The configs of a run's three stages. A pretraining's finetuning is composed too, so that a wrong `finetune` key
-    is found now."""
+    is found now, unless its data has nothing to finetune on."""
+    from hydra.utils import get_class
+
     from ssl_runner.compose import following
     from ssl_runner.config import check
 
+    if config["stage"] == "pretrain" and getattr(get_class(config["data"]["_target_"]), "labelled", None) is False:
+        return {}
     backbone = str((folder / "pretrain").absolute())
     finetune = following("finetune", config, backbone)
     check(finetune, prefix="finetune.")

@@ -95,6 +95,7 @@ class Config:
 
 FACTS = frozenset(
     {"shape", "size", "mean", "std", "num_classes", "samples", "vocab", "length", "mask", "special", "separator"}
+    | {"columns", "label_mean", "label_std"}
 )
 """Required arguments that may be left out of a config: the data source fills them in."""
 

@@ -9,10 +9,11 @@ from rich.console import Console
 from rich.table import Table
 
 
-def rows(metrics: Mapping[str, float]) -> list[tuple[str, float, float | None, float | None]]:
-    """(metric, value, untrained, raw) for every score that is no timing."""
-    scores = [k for k in metrics if not k.endswith(("/untrained", "/raw")) and not k.startswith(("time/", "speed/"))]
-    return [(k, metrics[k], metrics.get(f"{k}/untrained"), metrics.get(f"{k}/raw")) for k in scores]
+def rows(metrics: Mapping[str, float]) -> list[tuple[str, float | None, float | None, float | None]]:
+    """(metric, value, untrained, raw) for every score that is no timing; some baselines stand alone."""
+    figures = [k for k in metrics if not k.startswith(("time/", "speed/"))]
+    scores = [k.removesuffix("/raw").removesuffix("/untrained") for k in figures]
+    return [(k, metrics.get(k), metrics.get(f"{k}/untrained"), metrics.get(f"{k}/raw")) for k in dict.fromkeys(scores)]
 
 
 def summary(title: str, metrics: Mapping[str, float], folder: Path, then: str | None) -> None:

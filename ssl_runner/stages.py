@@ -24,9 +24,11 @@ from ssl_runner.datasets.base import Source
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
+from ssl_runner.evaluators.regression import figures
 from ssl_runner.evaluators.scores import classification
 from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
+from ssl_runner.objectives.regression import Regression
 from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.parts.teacher import Teacher
@@ -61,12 +63,12 @@ def finetune(config: dict[str, Any], folder: Path) -> Metrics:
     if config.get("from") is not None:
         say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
     parts = build.assemble(source, config, encoder)
-    learner, data, metrics = fit(parts, folder, monitor="val/accuracy")
+    learner, data, metrics = fit(parts, folder, monitor=parts.objective.monitor)
     if runs.is_main():
         best = load_checkpoint(folder / runs.CHECKPOINTS / runs.BEST)
         learner.load_state_dict(best["state_dict"])
         metrics |= {f"finetune/{k}": v for k, v in test_scores(parts.objective, data).items()}
-        save_backbone(parts.objective.backbone, folder / runs.BACKBONE, config)
+        save_backbone(parts.objective.backbone, folder / runs.BACKBONE, parts.config)
     return finish(config, folder, metrics, started, None)
 
 
@@ -346,11 +348,11 @@ def show(parts: build.Parts, data: DataModule, folder: Path) -> None:
 
 @torch.no_grad()
 def test_scores(objective: Any, data: DataModule) -> Metrics:
-    """A classifier's scores on the test part's undisturbed samples."""
-    assert isinstance(objective, Supervised)
+    """The scores of what was learned from labels, on the test part's undisturbed samples."""
+    assert isinstance(objective, (Supervised, Regression))
     objective.to(data.device).eval()
-    logits, labels = data.features(objective.predict, "test")
-    return classification(logits, labels, data.num_classes)
+    predicted, labels = data.features(objective.predict, "test")
+    return figures(predicted, labels) if objective.valued else classification(predicted, labels, data.num_classes)
 
 
 def finish(config: Mapping[str, Any], folder: Path, metrics: Metrics, started: float, then: str | None) -> Metrics:
@@ -384,6 +386,8 @@ def _labels(source: Any) -> torch.Tensor:
     train = source.split("train")
     if train.label is None:
         raise RequestError("labels: this data has none")
+    if source.valued:
+        raise RequestError("labels: counts samples of each class, and these labels are values; leave it out")
     return train.label
 
 

@@ -111,6 +111,8 @@ class Objective(nn.Module):
 
     views: ClassVar[int | None] = None  # how many views a batch must hold; None: any number
     labelled: ClassVar[bool] = False  # whether the loss reads batch["label"]
+    valued: ClassVar[bool] = False  # whether it reads labels that are values, not classes
+    monitor: ClassVar[str] = "-val/loss"  # which epoch of a finetuning is the best: the highest, or with - the lowest
     contrasts: ClassVar[bool] = False  # whether the batch's other samples are the negatives
     backbone: Backbone
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import re
 import subprocess
@@ -134,14 +135,17 @@ def test_channels_last_changes_nothing(kind):
 def test_configs_build_a_backbone(path):
     with initialize_config_dir(str(CONF.parent), version_base="1.3"):
         node: Any = OmegaConf.to_container(compose(f"backbone/{path.stem}").backbone)
-    ids = node.get("stem", {}).get("_target_", "").endswith("Discrete")
-    facts = {"vocab": 11, "length": 16} if ids else {"shape": [1, 16, 16]}  # what the runner fills in from the data
+    kind = node.get("stem", node)["_target_"].rpartition(".")[2]
+    ids, columns = kind in ("Discrete", "Transformers"), kind in ("Columns", "MLP")
+    shape = (1, 16, 16)
+    # what the runner fills in from the data
+    facts = {"vocab": 11, "length": 16} if ids else {"columns": [0, 3, 0]} if columns else {"shape": list(shape)}
     node.get("stem", node).update(facts)
-    if path.stem == "timm":
+    if path.stem in ("timm", "hf"):
         assert node["name"] == "???"  # for a person to give
-        node["name"] = "test_vit"
+        node |= {"name": "test_vit"} if path.stem == "timm" else {"name": "bert", "config": {"num_hidden_layers": 1}}
     backbone = instantiate(node, _convert_="all").eval()
-    x = torch.randint(11, (2, 16)) if ids else torch.randn(2, 1, 16, 16)
+    x = torch.randint(11, (2, 16)) if ids else torch.ones(2, 3) if columns else torch.randn(2, *shape)
     assert backbone(x).shape == (2, backbone.dim)
 
 
@@ -655,6 +659,27 @@ def test_attention_is_the_papers():
     middle = tokens + theirs(normed, normed, normed, key_padding_mask=pad)[0]
     expected = backbone.norm(middle + block.down(F.gelu(block.up(block.norm2(middle)))))
     torch.testing.assert_close(backbone.encode(tokens, pad)[~pad], expected[~pad])
+
+
+@pytest.mark.parametrize("causal", [False, True])
+@torch.no_grad()
+def test_with_alibi_attention_falls_with_distance(causal):
+    """Against the formula, query by query and key by key."""
+    backbone = encoder(Discrete(vocab=9, length=6, dim=8), depth=1, alibi=0.75, causal=causal).eval()
+    block = backbone.blocks[0]
+    tokens = torch.randn(3, 6, 8)
+    pad = torch.arange(6) >= torch.tensor([6, 4, 2])[:, None]
+    part = torch.tensor([[1, 1, 1, 2, 2, 2]]).expand(3, 6)
+    q, k, v = block.qkv(block.norm1(tokens)).view(3, 6, 3, 2, 4).unbind(2)
+    mixed = torch.zeros(3, 6, 2, 4)
+    for n, i, head in itertools.product(range(3), range(6), range(2)):
+        keys = [j for j in range(6) if j == i or (part[n, i] == part[n, j] and not pad[n, j] and (j < i or not causal))]
+        slope = 0.75 / 2**head
+        scores = torch.stack([q[n, i, head] @ k[n, j, head] / 4**0.5 - slope * abs(i - j) for j in keys])
+        mixed[n, i, head] = sum(p * v[n, j, head] for p, j in zip(scores.softmax(0), keys, strict=True))
+    middle = tokens + block.out(mixed.flatten(2))
+    expected = backbone.norm(middle + block.down(F.gelu(block.up(block.norm2(middle)))))
+    torch.testing.assert_close(backbone.encode(tokens, pad, part=part)[~pad], expected[~pad])
 
 
 def test_dropout_and_drop_path():

@@ -53,7 +53,13 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
     args += {
         "folder": ["data.root=/x"],
         "text": ["data.root=/x"],
+        "table": ["data.root=/x"],
+        "hub": ["data.name=x"],
+        "interactions": ["data.file=/x", "evaluators=ranking", "objective=clm", "views=ids", "backbone=encoder_ids"],
+        "movielens_100k": ["evaluators=ranking", "objective=clm", "views=ids", "backbone=encoder_ids"],
+        "text_pairs": ["data.root=/x", "data.tokenizer=/y", "evaluators=similarity"],
         "timm": ["backbone.name=resnet18"],
+        "hf": ["backbone.name=bert"],
         "multi-node": ["device.num_nodes=2"],
     }.get(choice, [])
     if group == "views":

@@ -19,6 +19,7 @@ from hydra.utils import get_class
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ssl_runner.backbones.columns import Columns
 from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.backbones.vit import ViT
@@ -40,7 +41,8 @@ SMALL = {
 }
 SMALL |= {"permutations": 8}
 FACTS = {"shape": (3, 8, 8), "size": 8, "num_classes": 3, "samples": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3}
-FACTS |= {"vocab": 11, "mask": 10, "special": (0,), "separator": 1}
+FACTS |= {"vocab": 11, "mask": 10, "special": (0,), "separator": 1, "length": 12}
+FACTS |= {"columns": (0, 3, 0, 0, 2), "label_mean": 1.0, "label_std": 1.0}
 BATCH, STEPS = 8, 30
 ADVERSARIAL = {"bigan": {"discriminator": ["discriminator"], "encoder_generator": ["backbone", "head", "generator"]}}
 """Games: the loss is a sum of terms, each lowered by its own players alone, and least where nobody has learned."""
@@ -71,7 +73,9 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
         name="test_vit", shape=(3, 8, 8), options={"patch_size": 2, "embed_dim": 16, "depth": 2, "reg_tokens": 1}
     ),
     "ids": lambda: Encoder(stem=Discrete(vocab=11, length=12, dim=16), depth=1, heads=2),
+    "columns": lambda: Encoder(stem=Columns(columns=FACTS["columns"], dim=16), depth=1, heads=2),
 }
+ON_COLUMNS = ("vime", "simclr", "byol", "barlow_twins", "vicreg", "data2vec")
 ON_IDS = ("simclr", "byol", "barlow_twins", "data2vec")  # written for images, and to serve words and items unchanged
 
 
@@ -86,6 +90,8 @@ def fits(name: str, backbone: str) -> bool:
         return backbone == "ids"
     if backbone == "ids":
         return name in ON_IDS
+    if backbone == "columns" or name == "vime":
+        return backbone == "columns" and name in ON_COLUMNS
     if wanted is TokenBackbone:
         return backbone != "convolutions"
     return backbone != "vit" or name in ("byol", "dino", "simmim")
@@ -110,6 +116,14 @@ def build(name: str, backbone: str) -> Objective:
     return cls(BACKBONES[backbone](), **{**required(name), **small})
 
 
+def inputs(backbone: str, n: int) -> Tensor:
+    """Samples that a backbone takes, without meaning."""
+    if backbone == "columns":
+        counts = torch.tensor(FACTS["columns"])
+        return torch.where(counts > 0, (torch.rand(n, len(counts)) * counts).floor(), torch.randn(n, len(counts)))
+    return torch.randint(11, (n, 12)) if backbone == "ids" else torch.randn(n, 3, 8, 8)
+
+
 def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:
     generator = torch.Generator().manual_seed(seed)
     label = torch.arange(n) % 3
@@ -121,6 +135,13 @@ def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:
         keep = [torch.rand(ids.shape, generator=generator) < 0.9 for _ in range(count)]
         pad = torch.arange(12) >= 12 - torch.arange(n)[:, None] % 3
         views = [{"x": torch.where(each, ids, 9).masked_fill(pad, 0), "pad": pad} for each in keep]
+        unit = (torch.arange(12) // 2).expand(n, -1)
+        return {"views": views, "label": label, "index": torch.arange(n), "unit": unit}
+    if isinstance(objective.backbone, Encoder) and isinstance(objective.backbone.stem, Columns):
+        numbers = torch.randn(n, 5, generator=generator) + label[:, None]
+        row = torch.where(torch.tensor(FACTS["columns"]) > 0, label[:, None] % 2, numbers)
+        kept = [torch.rand(row.shape, generator=generator) < 0.9 for _ in range(count)]
+        views = [{"x": row.masked_fill(~each, float("nan"))} for each in kept]
         return {"views": views, "label": label, "index": torch.arange(n)}
     views = [{"x": base + 0.3 * torch.randn(base.shape, generator=generator)} for _ in range(count)]
     return {"views": views, "label": label, "index": torch.arange(n)}
@@ -281,11 +302,8 @@ def rank_step(name: str, backbone: str, part: slice | None) -> dict[str, Tensor]
     for n in range(2):
         batch = batch_of(objective, seed=n)
         if part is not None:
-            batch = {
-                "views": [{k: v[part] for k, v in view.items()} for view in batch["views"]],
-                "label": batch["label"][part],
-                "index": batch["index"][part],
-            }
+            of_all = {k: v[part] for k, v in batch.items() if isinstance(v, Tensor)}
+            batch = {**of_all, "views": [{k: v[part] for k, v in view.items()} for view in batch["views"]]}
         torch.manual_seed(50 + n)
         with nullcontext() if part is None else joined_draws(part):
             loss = model(batch).value

@@ -37,7 +37,9 @@ from ssl_runner.datasets.published import torchvision_datasets
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.datasets.stl10 import STL10
 from ssl_runner.datasets.svhn import SVHN
+from ssl_runner.datasets.table import Table
 from ssl_runner.datasets.text import Text
+from ssl_runner.datasets.text_pairs import TextPairs
 from ssl_runner.errors import RequestError, RunError
 
 REPO = Path(__file__).parents[1]
@@ -1116,6 +1118,9 @@ def test_config_files_bind(file):
     text = file.read_text()
     assert text.startswith("# ")
     config = yaml.safe_load(text)
+    for base in config.pop("defaults", []):
+        if base != "_self_":
+            config = {**yaml.safe_load(file.with_name(f"{base}.yaml").read_text()), **config}
     module, _, name = config.pop("_target_").rpartition(".")
     kind = getattr(__import__(module, fromlist=[name]), name)
     assert issubclass(kind, Source)
@@ -1124,7 +1129,9 @@ def test_config_files_bind(file):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
     assert set(parameters) <= set(typing.get_type_hints(kind.__init__))
     if "root" in parameters:
-        assert config["root"] == ("???" if kind in (Folder, Text) else "${oc.env:SSL_RUNNER_DATA,data}")
+        assert config["root"] == (
+            "???" if kind in (Folder, Text, Table, TextPairs) else "${oc.env:SSL_RUNNER_DATA,data}"
+        )
 
 
 def test_a_signature_can_be_read_for_free():

@@ -19,6 +19,7 @@ from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
+from ssl_runner import build
 from ssl_runner.datasets.digits import Digits
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.errors import RequestError, RunError
@@ -613,7 +614,8 @@ def test_configs_stand_side_by_side_under_their_own_names(tmp_path: Path):
     assert {"knn", "linear", "linear_1pct", "linear_10pct", "linear_10_per_class"} <= set(names)
     found = composed(tmp_path, f"[{', '.join(names)}]")
     assert sorted(found) == names
-    built = {name: instantiate(node, _convert_="all") for name, node in found.items()}
+    facts = {"special": (0, 1)}  # what the data would tell
+    built = {name: instantiate(build.fill(node, facts), _convert_="all") for name, node in found.items()}
     amounts = {n: (e.labels, e.draws) for n, e in built.items() if isinstance(e, Linear)}
     assert amounts == {
         "linear": (None, 1),

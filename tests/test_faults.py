@@ -275,7 +275,7 @@ def test_evaluators_get_a_backbone_at_rest(backbone: str) -> None:
     net = contract.BACKBONES[backbone]().train()
     before = copy.deepcopy(net.state_dict())
     embed = stages.frozen(net)
-    x = torch.randint(11, (6, 12)) if backbone == "ids" else torch.randn(6, 3, 8, 8)
+    x = contract.inputs(backbone, 6)
     whole = embed({"x": x})
     assert not whole.requires_grad
     torch.testing.assert_close(torch.cat([embed({"x": x[:1]}), embed({"x": x[1:]})]), whole)
@@ -380,7 +380,7 @@ NEAR = {
     "context_scale": (0.4, 0.5),
     "heads": 1,
     "large": 1,
-    "span": 4.0,
+    "span": 1.0,
 }
 NEAR |= {"grid": 2, "top": 1, "iterations": 1, "tile": 4, "patch": 4, "block": 4, "scale": 4, "rows": 4, "queue": 8}
 """Other values than a half or two more, for arguments that would show nothing so soon, or would be refused."""

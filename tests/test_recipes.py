@@ -23,7 +23,9 @@ from ssl_runner.types import Objective
 
 TASKS = Path(__file__).parent.parent / "conf" / "task"
 RECIPES = sorted(path.stem for path in TASKS.glob("[!_]*.yaml"))
-PUBLISHED = [name for name in RECIPES if name.endswith(("_cifar10", "_imagenet"))]
+IMAGES = ("_cifar10", "_imagenet")
+TEXT = ("_wikipedia", "_openwebtext")
+PUBLISHED = [name for name in RECIPES if name.endswith(IMAGES + TEXT)]
 
 NO_FIGURE = {
     "autoencoder_cifar10",
@@ -44,6 +46,10 @@ NO_FIGURE = {
     "triplet_cifar10",
     "vae_cifar10",
     "vq_vae_cifar10",
+    "bert_wikipedia",
+    "electra_wikipedia",
+    "roberta_wikipedia",
+    "simcse_wikipedia",
 }
 """Nobody published a score of these that an evaluator here measures, and this project has not run them."""
 
@@ -98,7 +104,9 @@ def test_a_recipe_promises_a_score_that_it_measures(name: str) -> None:
         return
     assert contract is not None, "without a contract `ssl-run verify` has nothing to hold it to"
     low, high = contract["band"]
-    assert 0 < low < high <= 1
+    assert 0 < low < high
+    if not contract["metric"].startswith("likelihood/"):  # bits and perplexities are no shares
+        assert high <= 1
     assert contract["metric"].split("/")[0] in composed(name)["evaluators"]
 
 
@@ -117,7 +125,9 @@ def test_a_published_recipe_says_that_it_was_not_run_here(name: str) -> None:
     contract = composed(name)["contract"]
     if contract is None:
         return
-    assert re.match(r"published (by|at) .*not run here$", contract["source"])
+    assert re.search(r"published (by|at) .*not run here$", contract["source"])
+    if name.endswith(TEXT):
+        return
     kind = "kNN" if contract["metric"] == "knn/accuracy" else "(linear )?top-1"
     stated = float(re.search(rf"([\d.]+)% {kind}", header(name))[1]) / 100
     band = pytest.approx([stated - 0.01, stated + 0.01], abs=6e-4)  # a point around what is stated, rounded

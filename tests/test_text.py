@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -18,15 +21,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ssl_runner.data import _subset
-from ssl_runner.datasets import brown, documents, text
+from ssl_runner.datasets import brown, text
 from ssl_runner.datasets import tokenizer as tokenizing
 from ssl_runner.datasets.brown import Brown
 from ssl_runner.datasets.documents import LeftOut
-from ssl_runner.datasets.text import Ids, Text
+from ssl_runner.datasets.text import Text
 from ssl_runner.datasets.tokenizer import Bytes, Library, Tokenizer, pieces
 from ssl_runner.errors import RequestError
 from ssl_runner.views.base import Branch, Views
 from ssl_runner.views.ids import CutSpan, DropIds
+from tests.conftest import environment
 from tests.test_tree import ROOT, imports
 
 Call = Callable[..., tuple[int, str, str]]
@@ -62,6 +66,16 @@ def opened(root: Path, cache: str, **arguments: Any) -> Text:
     return Text(**{"root": str(root), "cache": cache, "length": 16, "tokenizer": "bytes", **arguments})
 
 
+def samples_of(part: Any) -> dict[str, Any]:
+    """All samples of a part, as one batch."""
+    return part.__getitems__([(n, 0) for n in range(len(part))])
+
+
+def ids_of(part: Any) -> torch.Tensor:
+    """(N, L) ids of a part's samples."""
+    return samples_of(part)["inputs"][0]["x"]
+
+
 def read(ids: torch.Tensor) -> str:
     """The text of ids of bytes."""
     return bytes((ids[ids >= 3] - 3).tolist()).decode(errors="replace")
@@ -71,7 +85,7 @@ def held(source: Any, split: str) -> list[tuple[str, str | None]]:
     """(text, class) of each of a split's samples."""
     part = source.split(split)
     names = [None] * len(part) if part.label is None else [source.classes[n] for n in part.label]
-    return [(read(x), name) for x, name in zip(part.x, names, strict=True)]
+    return [(read(x), name) for x, name in zip(ids_of(part), names, strict=True)]
 
 
 # --- layouts --------------------------------------------------------------------------------------------------
@@ -152,7 +166,7 @@ def test_splits_are_of_documents_and_never_change(root: Path, cache: str, tmp_pa
         assert label is not None
         assert label.bincount().tolist() == [len(label) // 2] * 2, "each class alike"
         assert held(other, part) == held(one, part)
-    packed = read(one.split("pretrain").x)
+    packed = read(ids_of(one.split("pretrain")))
     assert not any(words in packed for part in parts[1:] for words, _ in part)
 
 
@@ -196,12 +210,257 @@ def test_packed_samples_hold_every_id_once_in_order(texts: list[str], length: in
                 opened(Path(folder), folder + "/cache", **arguments)
             return
         source = opened(Path(folder), folder + "/cache", **arguments)
-        packed = source.split("pretrain").__getitems__([(n, 0) for n in range(len(source.split("pretrain")))])
-        (view,) = packed["inputs"]
+        (view,) = samples_of(source.split("pretrain"))["inputs"]
         assert set(view) == {"x"}, "no padding"
         assert view["x"].flatten().tolist() == stream[: len(stream) // length * length]
         rows = [(ids + [0] * length)[:length] for ids in wanted]
-        assert source.split("train").x.tolist() == rows
+        assert ids_of(source.split("train")).tolist() == rows
+
+
+PARTS = {
+    "train": ["one two", "three\n\n four five\n", "six\r\nseven"],
+    "val": ["eight nine", "ten\n \neleven"],
+    "test": ["twelve thirteen\nfourteen"],
+}
+
+
+@pytest.mark.parametrize("form", ["packed", "documents", "lines"])
+def test_what_a_pretext_is_made_of(root: Path, cache: str, form: str) -> None:
+    put(root, {f"{part}.jsonl": lines([{"text": each, "label": 0} for each in PARTS[part]]) for part in SPLITS})
+    source = opened(root, cache, length=8, pretrain=form)
+    items = PARTS
+    if form == "lines":
+        items = {part: [line for each in PARTS[part] for line in each.splitlines() if line.strip()] for part in SPLITS}
+    for part, found in (
+        ("train", source.split("pretrain")),
+        ("val", source.pretext("val")),
+        ("test", source.pretext("test")),
+    ):
+        rows = [[3 + b for b in each.encode()] + [1] for each in items[part]]
+        size = sum(map(len, rows))
+        assert source.measure(part) == {"ids": size, "bytes": sum(len(each.encode()) + 1 for each in items[part])}
+        samples = samples_of(found)
+        (view,) = samples["inputs"]
+        if form == "packed":
+            wanted = torch.tensor(sum(rows, [])[: size // 8 * 8]).view(-1, 8)
+            assert "pad" not in view
+        else:
+            wanted = torch.tensor([(row + [0] * 8)[:8] for row in rows])
+            assert torch.equal(view["pad"], wanted == 0)
+        assert torch.equal(view["x"].long(), wanted)
+        assert "label" not in samples
+        whole = [[3 + b for b in each.encode()] + [1] for each in PARTS[part]]
+        assert ids_of(source.split(part)).tolist() == [(row + [0] * 8)[:8] for row in whole], "as ever"
+        assert source.split(part).label is not None
+
+
+def test_a_pretext_of_characters_of_many_bytes(root: Path, cache: str) -> None:
+    put(root, {"train.jsonl": lines([{"text": "żółw"}] * 9), "test.jsonl": lines([{"text": "東京"}])})
+    source = opened(root, cache, length=4, val=0)
+    assert source.measure("test") == {"ids": 7, "bytes": 7}
+    assert len(source.pretext("test")) == 1
+    assert source.measure("val") == {"ids": 0, "bytes": 0}
+    assert len(source.pretext("val")) == len(source.split("val")) == 0
+
+
+# --- words ----------------------------------------------------------------------------------------------------
+
+SAYING = "the old horses' house  a1, restless\nsaw ``Zebra3ful''\n\n<the horseless>"
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_units_are_the_words_of_the_pretokenizer(root: Path, cache: str, tmp_path: Path, kind: str) -> None:
+    tokenizing.train(kind, 300 if kind == "bpe" else 120, lambda: iter([*PROSE, SAYING]), tmp_path / f"{kind}.json")
+    made = tokenizing.read(tmp_path / f"{kind}.json")
+    assert isinstance(made, Library)
+    put(root, {"all.jsonl": lines([{"text": SAYING}] * 9)})
+    source = opened(root, cache, tokenizer=str(tmp_path / f"{kind}.json"), length=150, val=0, test=0)
+    samples = samples_of(source.split("train"))
+    library: Any = made._made
+    normal = SAYING if library.normalizer is None else library.normalizer.normalize_str(SAYING)
+    wanted: list[int] = []
+    for n, (word, _) in enumerate(library.pre_tokenizer.pre_tokenize_str(normal)):
+        wanted += [n] * len(library.model.tokenize(word))
+    assert len(wanted) < 149
+    assert not set(made.special) & set(ids_of(source.split("train"))[1, : len(wanted)].tolist())
+    unit = samples["unit"]
+    assert unit.dtype == torch.int64
+    assert unit[1].tolist() == wanted + [-1] * (150 - len(wanted)), "neither the separator nor padding is a word"
+    assert max(wanted) + 1 < len(wanted), "words of several ids are among them"
+
+
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.text(alphabet="ab \n\té", min_size=1, max_size=20), min_size=1, max_size=5), st.integers(2, 9))
+def test_units_of_bytes_in_packed_samples(texts: list[str], length: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        put(Path(folder), {"all.jsonl": lines([{"text": each} for each in [*texts, "a longer one"]])})
+        source = opened(Path(folder), folder + "/cache", length=length, val=0, test=0)
+        samples = samples_of(source.split("pretrain"))
+        for row, unit in zip(samples["inputs"][0]["x"].tolist(), samples["unit"].tolist(), strict=True):
+            wanted: list[int] = []
+            number, fresh = -1, True
+            for each in row:
+                number += fresh or each == 1 or chr(each - 3) in " \n\t"
+                fresh = each == 1
+                wanted.append(-1 if each == 1 else number)
+            assert unit == wanted
+
+
+def test_special_ids_are_of_no_word(root: Path, cache: str, tmp_path: Path) -> None:
+    """And where a tokenizer leaves words together, the mark of a space parts them."""
+    import tokenizers
+    from tokenizers.models import BPE
+    from tokenizers.normalizers import Replace
+
+    vocab = {"<unk>": 0, "</s>": 1, "<pad>": 2, "<mask>": 3, "▁": 4, "a": 5, "b": 6, "▁a": 7}
+    made = tokenizers.Tokenizer(BPE(vocab, [("▁", "a")], unk_token="<unk>"))
+    made.normalizer = Replace(" ", "▁")
+    made.add_special_tokens(["<unk>", "</s>", "<pad>", "<mask>"])
+    made.save(str(tmp_path / "tokenizer.json"))
+    put(root, {"all.jsonl": lines([{"text": "ab aba bcb a"}] * 3)})
+    source = opened(root, cache, tokenizer=str(tmp_path / "tokenizer.json"), length=15, val=0, test=0)
+    samples = samples_of(source.split("train"))
+    assert samples["inputs"][0]["x"][0].tolist() == [5, 6, 7, 6, 5, 4, 6, 0, 6, 7, 1, 2, 2, 2, 2]
+    assert samples["unit"][0].tolist() == [0, 0, 1, 1, 1, 2, 2, -1, 2, 3, -1, -1, -1, -1, -1]
+
+
+TAGGED = [
+    ("The", "at", "at"),
+    ("Fulton", "np-tl", "np"),
+    ("horses'", "nns$", "nns"),
+    ("1/2", "cd", "cd"),
+    ("isn't", "bez*", "bez"),
+    ("``", "``", "``"),
+    ("Société", "fw-nn-tl-hl", "nn"),
+    ("I'll", "ppss+md", "ppss"),
+    ("not", "*-hl", "*"),
+    ("--", "---hl", "--"),
+    (".", ".-hl", "."),
+]
+
+
+@pytest.mark.parametrize("kind", ["bytes", *TRAINED])
+@pytest.mark.parametrize("most", [1 << 16, 23])
+def test_parts_of_speech(tmp_path: Path, cache: str, monkeypatch: pytest.MonkeyPatch, kind: str, most: int) -> None:
+    """A word's tag is at its first id, in pieces of documents too, and the ids are those of the text."""
+    monkeypatch.setattr(text, "pieces", lambda whole: pieces(whole, most))
+    words = [(word.encode("ascii", "replace").decode(), raw, tag) for word, raw, tag in TAGGED]
+    names = [f"c{genre}{n:02}" for genre in "ab" for n in range(10)]
+    line = " ".join(f"{word}/{raw}" for word, raw, _ in words)
+    put(tmp_path, dict.fromkeys(names, f"\n\n\t{line}\n\n\n\t{line} {line}\n"))
+    put(tmp_path, {"cats.txt": "".join(f"{name} {name[1]}\n" for name in names)})
+    path = tmp_path / "tokenizer.json"
+    told = "\n".join([" ".join(w for w, _, _ in words), " ".join(w for w, _, _ in words * 2)])
+    if kind != "bytes":
+        tokenizing.train(kind, 300, lambda: iter([told] * 9), path)
+    source = Brown(root=str(tmp_path), cache=cache, tokenizer=kind if kind == "bytes" else str(path), length=400)
+    assert source.tags == tuple(sorted({tag for _, _, tag in words}))
+    ids = [n for piece in pieces(told, most) for n in source.tokenizer.encode([piece])[0].tolist()]
+    for part in SPLITS:
+        samples = samples_of(source.split(part))
+        assert samples["tag"].dtype == torch.int64
+        for x, tag in zip(samples["inputs"][0]["x"], samples["tag"], strict=True):
+            assert x.tolist()[: len(ids) + 1] == [*ids, 1]
+            starts = tag.ge(0).nonzero().flatten().tolist()
+            assert [source.tags[n] for n in tag[starts].tolist()] == [t for _, _, t in words * 3]
+            spelled = [
+                source.tokenizer.decode(x[a:b].tolist()) for a, b in zip(starts, [*starts[1:], len(ids)], strict=True)
+            ]
+            shown = [each.replace(" ", "").replace("\n", "").lower() for each in spelled]
+            assert shown == [word.lower() for word, _, _ in words * 3]
+            assert set(tag.tolist()) - set(range(len(source.tags))) == {-100}
+    assert "tag" not in samples_of(source.split("pretrain"))
+    assert "tag" not in samples_of(source.pretext("val"))
+
+
+def test_few_labels_keep_their_tags(tmp_path: Path, cache: str) -> None:
+    brown_files(tmp_path)
+    whole = Brown(root=str(tmp_path), cache=cache, tokenizer="bytes", length=64).split("train")
+    every, part = samples_of(whole), samples_of(_subset(whole, torch.tensor([9, 3])))
+    for name in ("tag", "unit", "label"):
+        assert torch.equal(part[name], every[name][[9, 3]])
+    assert torch.equal(part["inputs"][0]["x"], every["inputs"][0]["x"][[9, 3]])
+
+
+def test_other_text_has_no_tags(root: Path, cache: str) -> None:
+    put(root, {"all.jsonl": lines(ROWS * 3)})
+    source = opened(root, cache)
+    assert source.tags == ()
+    assert "tag" not in samples_of(source.split("train"))
+
+
+# --- symbols that no tokenizer made ---------------------------------------------------------------------------
+
+
+def told_by_bytes(symbols: list[int]) -> str:
+    assert symbols.index(256) == len(symbols) - 1, "the end, and nowhere else"
+    return bytes(symbols[:-1]).decode()
+
+
+def told_by_words(symbols: list[int], known: list[str]) -> str:
+    words: list[str] = []
+    told, spelled = [], b""
+    for each in symbols:
+        if each < 256:
+            spelled += bytes([each])
+        elif each == 257:
+            words.append(spelled.decode())
+            spelled = b""
+        elif each >= 259:
+            words.append(known[each - 259])
+        else:
+            assert not spelled
+            told.append(" ".join(words))
+            words = []
+            if each == 256:
+                assert symbols[len(symbols) - 1] == 256
+                return "\n".join(told)
+    raise AssertionError("no end")
+
+
+LINES = st.lists(st.text(alphabet="ab é\n\t", min_size=1, max_size=30), min_size=1, max_size=6)
+
+
+@settings(max_examples=40, deadline=None, database=None)
+@given(LINES, LINES)
+def test_the_text_can_be_had_back_from_symbols(train: list[str], test: list[str]) -> None:
+    train = [*train, "a few words, so that\nthere are some"]
+    with tempfile.TemporaryDirectory() as folder:
+        parts = {"train": train, "test": test}
+        put(Path(folder), {f"{part}.jsonl": lines([{"text": t} for t in texts]) for part, texts in parts.items()})
+        try:
+            source = opened(Path(folder), folder + "/cache", length=4, val=0)
+        except RequestError as error:  # no text in a part
+            assert "no document" in str(error)
+            return
+        counts: dict[str, int] = {}
+        kept = {part: [each for each in texts if each.strip()] for part, texts in parts.items()}
+        for each in kept["train"]:
+            for line in each.split("\n"):
+                for word in line.split(" ") if line else []:
+                    counts[word] = counts.get(word, 0) + 1
+        known = sorted(word for word, count in counts.items() if count > 1)
+        assert source.symbols == {"bytes": 257, "words": 259 + len(known)}
+        for part in kept:
+            found = {kind: [list(each) for each in rows] for kind, rows in source.sequences(part).items()}
+            assert [told_by_bytes(each) for each in found["bytes"]] == kept[part]
+            assert [told_by_words(each, known) for each in found["words"]] == kept[part]
+            for kind, rows in found.items():
+                assert all(0 <= n < source.symbols[kind] for row in rows for n in row)
+            assert sum(map(len, found["bytes"])) == source.measure(part)["bytes"]
+            spelled = {bytes(row).decode() for row in spelled_words(found["words"])}
+            assert not spelled & set(known), "a word with a symbol is never spelled"
+
+
+def spelled_words(rows: list[list[int]]) -> list[list[int]]:
+    found, word = [], []
+    for each in (n for row in rows for n in row):
+        if each < 256:
+            word.append(each)
+        else:
+            found += [word] if each == 257 else []
+            word = []
+    return found
 
 
 @given(st.text(alphabet="ab \n", max_size=200), st.integers(1, 20))
@@ -222,25 +481,52 @@ def test_long_documents_are_encoded_in_pieces_and_come_out_whole(
     monkeypatch.setattr(text, "pieces", lambda whole: pieces(whole, 23))
     whole = opened(root, cache, val=0, test=0)
     stream = sum(([3 + b for b in each.encode()] + [1] for each in texts), [])
-    assert whole.split("pretrain").x.flatten().tolist() == stream[: len(stream) // 16 * 16]
+    assert ids_of(whole.split("pretrain")).flatten().tolist() == stream[: len(stream) // 16 * 16]
     assert [words for words, _ in held(whole, "train")] == [each[:16] for each in texts]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_a_line_of_50_megabytes(root: Path, cache: str, kind: str) -> None:
-    size = 50 * 10**6
-    words = "word " * (size // 5)
-    put(root, {f"all.{kind}": lines([{"text": words}]) if kind == "jsonl" else f'text\n"{words}"\n'})
-    files = documents.folder(
-        str(root), extension="auto", text_column="text", label_column="label", encoding="utf-8", on_broken="stop"
-    )
-    (document,) = files.documents("train")
-    assert document.text == words
-    if kind == "jsonl":
-        source = opened(root, cache, val=0, test=0, length=1000)
-        assert len(source.split("pretrain")) == size // 1000
-        for path in Path(cache).glob("*/pretrain.ids"):
-            path.unlink()
+GROWTH = """
+import sys
+from pathlib import Path
+from ssl_runner.datasets.text import Text
+
+def most():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("VmHWM")).split()[1]) // 1024
+
+before = most()
+source = Text(root=sys.argv[1], cache=sys.argv[2], tokenizer="bytes", val=0, test=0, length=1000)
+print(most() - before, len(source.split("pretrain")))
+"""
+
+
+def growth(root: Path, cache: str) -> tuple[int, int]:
+    """(MiB of memory that opening a folder takes at most, samples), in a process of its own."""
+    command = [sys.executable, "-c", GROWTH, str(root), cache]
+    done = subprocess.run(command, env=environment(), capture_output=True, text=True, timeout=300, check=True)
+    memory, samples = done.stdout.split()
+    return int(memory), int(samples)
+
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+
+
+@linux
+def test_a_line_of_50_megabytes(root: Path, cache: str) -> None:
+    put(root, {"all.jsonl": lines([{"text": "word " * 10**7}])})
+    memory, samples = growth(root, cache)
+    shutil.rmtree(cache)  # large
+    assert samples == 50 * 1000
+    assert memory < 400, "a few copies of the text, not one of its 200 MB of ids"
+
+
+@linux
+def test_memory_does_not_grow_with_the_text(root: Path, cache: str) -> None:
+    few, many = root / "few", root / "many"
+    put(few, {"all.jsonl": lines([{"text": "word " * 2000}] * 200)})
+    put(many, {"all.jsonl": lines([{"text": "word " * 2000}] * 2000)})
+    (less, small), (more, large) = growth(few, cache), growth(many, cache)
+    assert large > 9 * small
+    assert more - less < 15, "not the 18 MB more of text, still less their 72 MB of ids"
 
 
 # --- the cache ------------------------------------------------------------------------------------------------
@@ -256,16 +542,16 @@ def test_what_is_known_is_not_made_again(root: Path, cache: str, monkeypatch: py
     before = opened(root, cache, **bpe)
     with monkeypatch.context() as patch:
         patch.setattr(tokenizing, "train", never)
-        patch.setattr(Library, "encode", never)
+        patch.setattr(Library, "mark", never)
         again = opened(root, cache, **bpe)
-        assert torch.equal(again.split("pretrain").x, before.split("pretrain").x)
+        assert torch.equal(ids_of(again.split("pretrain")), ids_of(before.split("pretrain")))
         assert again.facts == before.facts
         with pytest.raises(AssertionError, match="made again"):
             opened(root, cache, **bpe, on_broken="skip")
+        longer = opened(root, cache, **bpe, length=32)  # of the same ids
+        assert ids_of(longer.split("train")).shape == (16, 32)
     with monkeypatch.context() as patch:
         patch.setattr(tokenizing, "train", never)
-        longer = opened(root, cache, **bpe, length=32)  # of the same tokenizer
-        assert longer.split("train").x.shape == (16, 32)
         with pytest.raises(AssertionError, match="made again"):
             opened(root, cache, **bpe, val=0.2)  # trained on fewer documents
     put(root, {"3.txt": "another text altogether"})
@@ -273,27 +559,27 @@ def test_what_is_known_is_not_made_again(root: Path, cache: str, monkeypatch: py
     assert any("altogether" in words for part in SPLITS for words, _ in held(changed, part))
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@linux
 def test_ids_stay_in_their_file(root: Path, cache: str) -> None:
     put(root, {"all.jsonl": lines([{"text": "some words to keep"}] * 50)})
     source = opened(root, cache)
     part = source.split("pretrain")
-    assert "pretrain.ids" in Path("/proc/self/maps").read_text()
-    first = part.x[0].clone()
-    part.x[0] = 7
-    assert torch.equal(source.split("pretrain").x[0], first), "and nothing is written to it"
+    assert "train.ids" in Path("/proc/self/maps").read_text()
+    first = ids_of(part)[0].clone()
+    part.row[:] = 7
+    assert torch.equal(ids_of(source.split("pretrain"))[0], first), "and nothing is written to it"
 
 
 def test_two_runs_may_open_the_same_text_at_once(root: Path, cache: str, monkeypatch: pytest.MonkeyPatch) -> None:
     put(root, {"all.jsonl": lines([{"text": f"some words to keep {n}"} for n in range(20)])})
-    write = text._Division.write
+    write = text.Division.write
 
     def slow(*arguments: Any) -> None:
-        monkeypatch.setattr(text._Division, "write", write)
+        monkeypatch.setattr(text.Division, "write", write)
         opened(root, cache)  # begins later and is done first
         write(*arguments)
 
-    monkeypatch.setattr(text._Division, "write", slow)
+    monkeypatch.setattr(text.Division, "write", slow)
     assert len(opened(root, cache).split("pretrain")) > 0
     assert len(list(Path(cache).iterdir())) == 1, "nothing unfinished is left behind"
 
@@ -398,8 +684,8 @@ def test_a_tokenizer_that_others_made(root: Path, cache: str, tmp_path: Path) ->
     assert source.facts["vocab"] == 7
     assert source.facts["special"] == (0, 4, 5, 6), "all but the separator; padding and mask were added"
     assert source.facts["mask"] == 6
-    assert source.split("train").x[0].tolist() == [1, 0, 2, 3, 5, 5]
-    assert source.split("pretrain").x[0].tolist() == [1, 0, 2, 3, 1, 0]
+    assert ids_of(source.split("train"))[0].tolist() == [1, 0, 2, 3, 5, 5]
+    assert ids_of(source.split("pretrain"))[0].tolist() == [1, 0, 2, 3, 1, 0]
 
 
 @pytest.mark.parametrize(
@@ -531,6 +817,64 @@ def test_encodings(root: Path, cache: str, encoding: str, name: str) -> None:
     assert held(source, "train") == [(words, None)]
 
 
+def test_names_of_all_scripts(root: Path, cache: str, capsys: pytest.CaptureFixture[str]) -> None:
+    put(root, {f"{name}/ü ñ {n}.txt": f"{name} {n}" for name in ("日本", "🐢 x", "ab") for n in range(3)})
+    put(root, {"日本/naïve.txt": ""})
+    if sys.platform.startswith("linux"):
+        (root / "ab" / os.fsdecode(b"caf\xe9.txt")).write_text("ab 3")  # a name that is no UTF-8
+        (root / "ab" / os.fsdecode(b"th\xe9.txt")).write_text(" ")
+    source = opened(root, cache, val=0, test=0, length=20)
+    assert source.classes == ("ab", "日本", "🐢 x")
+    found = held(source, "train")
+    assert all(words.startswith(f"{name} ") for words, name in found)
+    assert len(found) == 9 + sys.platform.startswith("linux")
+    err = capsys.readouterr().err
+    assert "empty documents" in err
+    assert "naïve.txt" in err
+
+
+@pytest.mark.parametrize("kind", ["txt", "jsonl", "csv", "parquet"])
+def test_a_broken_file_stops_a_run_or_is_left_out(
+    root: Path, cache: str, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    broken: dict[str, str | bytes] = {
+        "txt": b"caf\xe9",
+        "jsonl": b'{"text": "caf\xe9"}\n',
+        "csv": b"text\ncaf\xe9\n",
+        "parquet": b"PAR1 caf\xe9 PAR1",
+    }
+    put(root, {f"broken.{kind}": broken[kind]})
+    rows = [{"text": "some words to keep"}, {"text": "and more"}][: 1 + (kind != "txt")]
+    if kind == "parquet":
+        parquet(root / "good.parquet", rows)
+    else:
+        told = {"txt": "some words to keep", "jsonl": lines(rows), "csv": "text\nsome words to keep\nand more\n"}
+        put(root, {f"good.{kind}": told[kind]})
+    with pytest.raises(RequestError, match=rf"broken\.{kind}.*mend or remove it, or set data.on_broken=skip"):
+        opened(root, cache, val=0, test=0)
+    capsys.readouterr()
+    source = opened(root, cache, on_broken="skip", val=0, test=0, length=19)
+    assert [words for words, _ in held(source, "train")] == [row["text"] for row in rows]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert "1 broken documents" in warning
+    assert f"broken.{kind}" in warning
+    (root / f"good.{kind}").unlink()
+    with pytest.raises(RequestError, match=rf"no document to train on.*broken\.{kind}"):
+        opened(root, cache, on_broken="skip", val=0, test=0)
+    if kind != "parquet":
+        source = opened(root, cache, encoding="latin-1", val=0, test=0, length=4)
+        assert [words for words, _ in held(source, "train")] == ["café"[:3] + "\ufffd"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.csv"])
+@pytest.mark.parametrize("content", ["whole", "cut"])
+def test_another_encoding_than_is_said(root: Path, cache: str, name: str, content: str) -> None:
+    words = lines([{"text": "some words"}]) if name == "a.jsonl" else "text\nsome words\n"
+    put(root, {name: words.encode() if content == "whole" else words.encode("utf-16")[:-1]})
+    with pytest.raises(RequestError, match=name):
+        opened(root, cache, encoding="utf-16", val=0, test=0)
+
+
 def test_half_a_character_in_json(root: Path, cache: str) -> None:
     put(root, {"a.jsonl": '{"text": "half \\ud83d of a sign"}\n'})
     assert held(opened(root, cache, val=0, test=0, length=17), "train") == [("half ? of a sign", None)]
@@ -597,7 +941,7 @@ def test_brown_missing(tmp_path: Path, cache: str) -> None:
     (tmp_path / "ca03").unlink()
     with pytest.raises(RequestError, match=r"'ca03' and 0 more of 20 documents are missing.*curl"):
         Brown(root=str(tmp_path), cache=cache)
-    assert brown.words("\t\n") == ""
+    assert brown.parse("\t\n") == ("", [])
 
 
 # --- views ----------------------------------------------------------------------------------------------------
@@ -709,11 +1053,6 @@ def test_unlabelled_text_has_no_score(ssl_run: Call, words: list[str], tmp_path:
     assert "this data has none" in err
     code, _, err = ssl_run("pretrain", *words, *choice, "evaluators=none")
     assert code == 0, err
-
-
-def test_ids_of_a_part_with_nothing(tmp_path: Path) -> None:
-    (tmp_path / "x.ids").write_bytes(b"")
-    assert Ids(tmp_path / "x.ids", 7, None, 0).x.shape == (0, 7)
 
 
 # -- what a run keeps, and shows ---------------------------------------------------------------------------------

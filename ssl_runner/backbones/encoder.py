@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated
 
+import torch
 import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
@@ -24,6 +25,10 @@ class Encoder(TokenBackbone):
     mlp_ratio: hidden width of a block's MLP over dim. dropout: of what each sublayer adds, per element.
     drop_path: the same per sample, growing linearly to this rate at the last block (Huang et al., 2016).
 
+    alibi: attention falls with distance (Press, Smith, Lewis, Train Short, Test Long, ICLR 2022; here to both sides): a
+    token k places off scores slope * k less, where this is the first head's slope and each further head has half of the
+    one before. Places are counted in the tokens that are given, so it is for rows of them, and for objectives that
+    leave none out. None: nothing falls.
     causal: a token never sees those behind it, in the embedding too: for objectives that predict what follows.
 
     The embedding is the mean over the tokens that are not padding. `pad` counts tokens, not raw samples.
@@ -39,12 +44,13 @@ class Encoder(TokenBackbone):
         mlp_ratio: Annotated[float, Gt(0)] = 4.0,
         dropout: Rate = 0.0,
         drop_path: Rate = 0.0,
+        alibi: Annotated[float, Gt(0)] | None = None,
         causal: bool = False,
     ):
         super().__init__()
         if stem.dim % heads:
             raise RequestError(f"backbone.heads={heads}: does not divide the stem's dim, {stem.dim}")
-        self.causal = causal
+        self.causal, self.alibi, self.heads = causal, alibi, heads
         self.stem, self.dim, self.grid = stem, stem.dim, getattr(stem, "grid", None)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
         hidden = int(self.dim * mlp_ratio)
@@ -76,8 +82,11 @@ class Encoder(TokenBackbone):
     ) -> Iterator[Tensor]:
         """(B, L, dim) -> the (B, L, dim) behind each block."""
         causal = causal or self.causal
-        plain = causal and pad is None and part is None  # the kernels have this case built in
+        # the kernels have this case built in
+        plain = causal and pad is None and part is None and self.alibi is None
         seen = None if plain else visible(tokens, pad, causal, part)
+        if self.alibi is not None:
+            seen = nearness(tokens, self.alibi, self.heads, seen)
         for block in self.blocks:
             tokens = block(tokens, seen, plain)
             yield tokens
@@ -92,6 +101,15 @@ class Encoder(TokenBackbone):
             return tokens.mean(1)
         count = (~pad).sum(1, keepdim=True).clamp(min=1)
         return tokens.masked_fill(pad[..., None], 0.0).sum(1) / count
+
+
+def nearness(tokens: Tensor, slope: float, heads: int, seen: Tensor | None) -> Tensor:
+    """What is added to the scores of attention, (1 or B, heads, L, L), for (B, L, dim) tokens: -slope * distance, a
+    slope for each head, and -inf where `seen`, (1 or B, 1, L, L) bool, is False."""
+    place = torch.arange(tokens.shape[1], device=tokens.device)
+    slopes = slope * 0.5 ** torch.arange(heads, device=tokens.device)
+    fall = -slopes[:, None, None] * (place[:, None] - place).abs()
+    return fall[None] if seen is None else fall[None].masked_fill(~seen, float("-inf"))
 
 
 class _Block(nn.Module):
@@ -111,9 +129,11 @@ class _Block(nn.Module):
         return x + self._drop(self.down(F.gelu(self.up(self.norm2(x)))))
 
     def _attend(self, x: Tensor, seen: Tensor | None, causal: bool) -> Tensor:
-        """seen: (B, 1, L, L) bool, True where a query (third axis) sees a key (fourth)."""
+        """seen: (B, 1, L, L) bool, True where a query (third axis) sees a key (fourth); or what is added to scores."""
         batch, length, dim = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        if seen is not None and seen.is_floating_point():
+            seen = seen.to(q.dtype)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
 

@@ -74,7 +74,9 @@ class Source:
       shape        of one sample as a backbone sees it, e.g. (3, 32, 32)
       size         the last of shape: the side to which crops are brought
       mean, std    per channel, on the scale 0..1, of the training part
-      num_classes  0 where there are no labels
+      num_classes  0 where there are no labels, and where these are values
+      label_mean, label_std  of labels that are values, over the train part
+      columns      of a table: for each its number of categories, 0 where it holds numbers
     and, of every source, `samples`: how many its pretrain part has.
     """
 

@@ -27,6 +27,7 @@ class Document(NamedTuple):
     text: str
     label: str | None
     where: str  # its file, and its line or row in it
+    tags: Sequence[str] = ()  # the class of each word, words being what white space parts; or nothing
 
 
 Read = Callable[[str], Iterator[Document | BrokenSample]]
@@ -36,7 +37,7 @@ class Corpus:
     """Documents in the files of a layout, each read anew whenever it is asked for.
 
     root: a folder. parts: `train`, and `val` and `test` where the layout has them -> their files, within root.
-    read: a file's path -> its documents; BrokenSample in place of one that can't be read.
+    read: a file's path -> its documents; BrokenSample in place of one, or of the rest of a file, that can't be read.
     how: what else decides what is read, for the cache's key.
     on_broken: leave out what can't be read, or raise RequestError at it.
     """
@@ -56,8 +57,8 @@ class Corpus:
                         if self.on_broken == "stop":
                             raise RequestError(f"{found}; mend or remove it, or set data.on_broken=skip") from found
                         left_out.add("broken", str(found))
-                    elif not found.text.strip():
-                        left_out.add("empty", found.where)
+                    elif not found.text or found.text.isspace():
+                        left_out.add("empty", repr(found.where))
                     else:
                         yield found
 
@@ -201,10 +202,7 @@ def _undecoded(where: str, codec: str, what: str) -> BrokenSample:
 def _lines(path: str, codec: str) -> Iterator[tuple[int, str]]:
     """Lines with their numbers; what can't be decoded is left in them as surrogates, which `_sound` finds."""
     with open(path, encoding=codec, errors="surrogateescape", newline="\n") as file:
-        try:
-            yield from enumerate(file, 1)
-        except UnicodeDecodeError as error:
-            raise RequestError(f"data.encoding: {path!r} is no {codec}: {error}") from error
+        yield from enumerate(file, 1)
 
 
 def _sound(text: str) -> bool:
@@ -216,23 +214,27 @@ def _sound(text: str) -> bool:
 
 
 def _json_lines(path: str, text_column: str, label_column: str, codec: str) -> Iterator[Document | BrokenSample]:
-    for number, line in _lines(path, codec):
-        where = f"{path}:{number}"
-        if not line.strip():
-            continue
-        if not _sound(line):
-            yield _undecoded(where, codec, "the line")
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            yield BrokenSample(f"{where!r} can't be read: {error}")
-            continue
-        if not isinstance(row, dict):
-            yield BrokenSample(f"{where!r} can't be read: it is no object with a {text_column!r}")
-            continue
-        _needs(text_column, row, where)
-        yield _document(row[text_column], row.get(label_column), where)
+    where = path
+    try:
+        for number, line in _lines(path, codec):
+            where = f"{path}:{number}"
+            if not line.strip():
+                continue
+            if not _sound(line):
+                yield _undecoded(where, codec, "the line")
+                continue
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                yield BrokenSample(f"{where!r} can't be read: {error}")
+                continue
+            if not isinstance(row, dict):
+                yield BrokenSample(f"{where!r} can't be read: it is no object with a {text_column!r}")
+                continue
+            _needs(text_column, row, where)
+            yield _document(row[text_column], row.get(label_column), where)
+    except UnicodeError:  # of a codec that can't leave anything in a line
+        yield _undecoded(path, codec, f"what follows {where!r}")
 
 
 def _csv(path: str, text_column: str, label_column: str, codec: str) -> Iterator[Document | BrokenSample]:
@@ -246,8 +248,8 @@ def _csv(path: str, text_column: str, label_column: str, codec: str) -> Iterator
                     yield _document(row[text_column], row.get(label_column) or None, where)
                 else:
                     yield _undecoded(where, codec, "the row")
-        except (csv.Error, UnicodeDecodeError) as error:
-            raise RequestError(f"{path}:{rows.line_num}: is no CSV that can be read: {error}") from error
+        except (csv.Error, UnicodeError) as error:
+            yield BrokenSample(f"{path}:{rows.line_num}: is no CSV that can be read: {error}")
 
 
 @contextmanager
@@ -279,7 +281,7 @@ def _parquet(path: str, text_column: str, label_column: str) -> Iterator[Documen
                     number += 1
                     yield _document(row[text_column], row.get(label_column), f"{path}, row {number}")
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise RequestError(f"data.root: {path!r} is no Parquet file that can be read: {error}") from error
+        yield BrokenSample(f"{path!r} is no Parquet file that can be read: {error}")
 
 
 def _needs(column: str, names: Any, where: str) -> None:

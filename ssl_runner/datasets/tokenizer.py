@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -24,6 +24,19 @@ NAMES = {  # what these ids are called in tokenizers that others made; the first
 }
 PIECE = 1 << 16  # characters that are encoded in one go: a token's bookkeeping takes a hundred bytes and more
 USUAL_SIZE = 8192
+IS_SPACE = np.isin(np.arange(256), tuple(b" \t\n\r\v\f"))
+
+
+class Encoded(NamedTuple):
+    """A text as ids.
+
+    ids: (n,) int32. goes_on: (n,) bool, whether an id is of the same word as the one before it. first: (k,) int64, for
+    each place in the text that was asked for, which of the ids holds it; -1 where none does.
+    """
+
+    ids: np.ndarray
+    goes_on: np.ndarray
+    first: np.ndarray
 
 
 class Tokenizer:
@@ -41,6 +54,10 @@ class Tokenizer:
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Each text -> (n,) int32."""
+        return [each.ids for each in self.mark(texts, [()] * len(texts))]
+
+    def mark(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
+        """The same, with their words. places: for each text, those of some of its characters."""
         raise NotImplementedError
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -57,12 +74,19 @@ class Tokenizer:
 
 
 class Bytes(Tokenizer):
-    """A text's UTF-8 bytes, each raised by 3."""
+    """A text's UTF-8 bytes, each raised by 3. A word is white space of one byte and what follows up to the next."""
 
     vocab, pad, separator, mask, special = 259, 0, 1, 2, (0, 2)
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return [np.frombuffer(text.encode(), np.uint8).astype(np.int32) + 3 for text in texts]
+    def mark(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
+        found = []
+        for text, at in zip(texts, places, strict=True):
+            content = np.frombuffer(text.encode(), np.uint8)
+            goes_on = ~IS_SPACE[content]
+            goes_on[:1] = False
+            first = [len(text[:place].encode()) for place in at]
+            found.append(Encoded(content.astype(np.int32) + 3, goes_on, np.array(first, np.int64)))
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         return bytes(n - 3 for n in ids).decode(errors="replace")
@@ -72,7 +96,8 @@ class Library(Tokenizer):
     """A tokenizer of Hugging Face's library.
 
     made: a tokenizers.Tokenizer. Where it has no id for padding, separator or mask, one is added at its end. Text
-    that spells a special token is text: it gives no special id.
+    that spells a special token is text: it gives no special id. A word is what its pre-tokenizer makes one; where that
+    leaves words together, a piece with the mark of a space (U+2581) begins one.
     """
 
     def __init__(self, made: Any):
@@ -81,13 +106,23 @@ class Library(Tokenizer):
         made.encode_special_tokens = True
         self.pad, self.separator, self.mask = (_role(made, names) for names in NAMES.values())
         self._made, self.vocab = made, made.get_vocab_size()
+        self._begins = np.zeros(self.vocab, bool)
+        self._begins[[n for token, n in made.get_vocab().items() if token.startswith("\u2581")]] = True
         reserved = {n for n, token in made.get_added_tokens_decoder().items() if token.special}
         self.special = tuple(sorted((reserved | {self.pad, self.mask}) - {self.separator}))
 
-    def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
-        found = self._made.encode_batch_fast(list(texts), add_special_tokens=False)
-        ids = [np.array(each.ids, dtype=np.int32) for each in found]
-        return [each[~np.isin(each, (self.pad, self.separator, self.mask))] for each in ids]
+    def mark(self, texts: Sequence[str], places: Sequence[Sequence[int]]) -> list[Encoded]:
+        found = []
+        for each, at in zip(self._made.encode_batch(list(texts), add_special_tokens=False), places, strict=True):
+            ids = np.array(each.ids, dtype=np.int32)
+            word = np.array([-1 if number is None else number for number in each.word_ids], np.int64)
+            goes_on = (np.diff(word, prepend=-1) == 0) & ~self._begins[ids]
+            kept = ~np.isin(ids, (self.pad, self.separator, self.mask))
+            number = np.where(kept, np.cumsum(kept) - 1, -1)
+            holds = [each.char_to_token(place) for place in at]
+            first = np.array([-1 if token is None else number[token] for token in holds], np.int64)
+            found.append(Encoded(ids[kept], goes_on[kept], first))
+        return found
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._made.decode(list(ids), skip_special_tokens=False)

@@ -12,46 +12,71 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ssl_runner.parts.ids import IdHead, parts_of
+from ssl_runner.errors import RequestError
+from ssl_runner.parts.ids import parts_of
 from ssl_runner.parts.patches import masked_mean
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import Batch, Likelihood, Loss, TokenBackbone
 
 
-class CLM(Objective):
+class CLM(Likelihood):
     """GPT, Section 3.1: every id is predicted from those before it.
 
     separator: the id that ends a document where several are packed into one sample; a token sees its own document
     only, and the first id of a document is predicted from nothing, so not at all. None: a sample is one document.
 
     Works on ids of any kind: words, items, codes. The scores are by the backbone's own embeddings of the ids (GPT-2
-    has no other output layer).
+    has no other output layer). Raises RequestError for a backbone whose input is no ids.
     """
 
     views = 1
 
     def __init__(self, backbone: TokenBackbone, *, separator: int | None):
         super().__init__()
+        if backbone.vocabulary() is None:
+            raise RequestError("objective: predicts ids, and this backbone takes values; use a Discrete stem")
         self.backbone: TokenBackbone = backbone
-        self.head = IdHead(backbone, transform=False)
         self.separator = separator
 
     def forward(self, batch: Batch) -> Loss:
         (view,) = batch["views"]
         ids, pad = view["x"].long(), view.get("pad")
         part = parts_of(ids, self.separator)
-        told = torch.ones_like(ids[:, 1:], dtype=torch.bool)
-        if part is not None:
-            told = part[:, 1:] == part[:, :-1]
+        logits = self.scores(self.tokens(ids, pad, part)[:, :-1])
+        return Loss(next_id(logits, ids[:, 1:], predicted(ids, pad, part)[:, 1:]))
+
+    def nats(self, ids: Tensor, pad: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(B, L) ids -> (B, L): -log p of each given those before it in its document, and whether it is predicted at
+        all (bool): not the first of a sample or a document, nor padding. 0 where it is not."""
+        ids = ids.long()
+        part = parts_of(ids, self.separator)
+        told = predicted(ids, pad, part)
+        losses = surprise(self.scores(self.tokens(ids, pad, part)[:, :-1]), ids[:, 1:])
+        return F.pad(losses, (1, 0)).masked_fill(~told, 0.0), told
+
+    def following(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
+        """(B, L) ids -> (B, V): the scores of the id behind the last that is not padding. Ids keep their places, so
+        padding has to be on the side where it was in training."""
+        ids = ids.long()
+        tokens = self.tokens(ids, pad, parts_of(ids, self.separator))
+        last = torch.full_like(ids[:, 0], ids.shape[1] - 1)
         if pad is not None:
-            told = told & ~pad[:, 1:]
-        return Loss(next_id(self.logits(ids, pad, part)[:, :-1], ids[:, 1:], told))
+            last = torch.arange(ids.shape[1], device=ids.device).masked_fill(pad, 0).amax(1)
+        return self.scores(tokens[torch.arange(len(ids), device=ids.device), last])
 
     def logits(self, ids: Tensor, pad: Tensor | None = None, part: Tensor | None = None) -> Tensor:
         """(B, L) ids -> (B, L, V): the scores of the id that follows each."""
-        tokens = self.backbone.embed(self.backbone.patchify(ids))
+        return self.scores(self.tokens(ids, pad, part))
+
+    def tokens(self, ids: Tensor, pad: Tensor | None, part: Tensor | None) -> Tensor:
+        """(B, L) ids -> (B, L, dim), each of what is up to it."""
+        return self.backbone.encode(self.backbone.embed(self.backbone.patchify(ids)), pad, causal=True, part=part)
+
+    def scores(self, tokens: Tensor) -> Tensor:
+        """(..., dim) -> (..., V). Under autocast a product as others, for it takes most of the time; what is made of it
+        is made in fp32."""
         table = self.backbone.vocabulary()
         assert table is not None
-        return self.head(self.backbone.encode(tokens, pad, causal=True, part=part), table)
+        return F.linear(tokens, table)
 
     def show(self, batch: Batch) -> dict[str, list[Tensor]]:
         """The input, and its first half gone on with, one id after another, drawn from the likeliest."""
@@ -73,27 +98,43 @@ class CLM(Objective):
     ) -> Tensor:
         """(B, P) ids, P > 0 -> (B, P + count): the same, gone on with. Drawn from torch's CPU generator.
 
+        What follows a document's end is not learned: a sample that is there gets separators.
         window: the most ids that the backbone reads at once. temperature: 0 takes the likeliest id each time.
         top_k, top_p: as `kept`.
         """
         for _ in range(count):
-            logits = self.logits(ids[:, -window:])[:, -1]
+            logits = self.following(ids[:, -window:]).float()
             if temperature == 0:
-                following = logits.argmax(1, keepdim=True)
+                drawn = logits.argmax(1, keepdim=True)
             else:
                 chance = kept(logits / temperature, top_k, top_p).softmax(1)
-                following = torch.multinomial(chance.cpu(), 1).to(ids.device)
-            ids = torch.cat([ids, following], 1)
+                drawn = torch.multinomial(chance.cpu(), 1).to(ids.device)
+            if self.separator is not None:
+                drawn = torch.where(ids[:, -1:] == self.separator, self.separator, drawn)
+            ids = torch.cat([ids, drawn], 1)
         return ids
 
 
-def next_id(logits: Tensor, wanted: Tensor, told: Tensor) -> Tensor:
-    """GPT, Equation 1: -log p of each id, averaged over those that are told, of all ranks. In fp32.
+def predicted(ids: Tensor, pad: Tensor | None, part: Tensor | None) -> Tensor:
+    """(B, L) bool: the ids that have another one of their document before them. part: as `parts_of`."""
+    told = torch.ones_like(ids, dtype=torch.bool)
+    told[:, 0] = False
+    if part is not None:
+        told[:, 1:] &= part[:, 1:] == part[:, :-1]
+    if pad is not None:
+        told[:, 1:] &= ~pad[:, 1:] & ~pad[:, :-1]
+    return told
 
-    logits: (B, L, V), already at the place before. wanted: (B, L) ids. told: (B, L) bool.
-    """
+
+def next_id(logits: Tensor, wanted: Tensor, told: Tensor) -> Tensor:
+    """GPT, Equation 1: `surprise`, averaged over the ids that are told, of all ranks. told: (B, L) bool."""
+    return masked_mean(surprise(logits, wanted), told)
+
+
+def surprise(logits: Tensor, wanted: Tensor) -> Tensor:
+    """-log p of each id, (B, L), in fp32. logits: (B, L, V), already at the place before. wanted: (B, L) ids."""
     losses = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
-    return masked_mean(losses.view(told.shape), told)
+    return losses.view(wanted.shape)
 
 
 def kept(logits: Tensor, top_k: int | None, top_p: float) -> Tensor:

@@ -17,6 +17,7 @@ class Supervised(Objective):
 
     views = None
     labelled = True
+    monitor = "val/accuracy"
 
     def __init__(self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.0, freeze: bool = False):
         super().__init__()

@@ -22,8 +22,9 @@ def parts_of(ids: Tensor, separator: int | None) -> Tensor | None:
 
 
 class IdHead(nn.Module):
-    """(n, dim) tokens -> (n, V) logits in fp32, by the backbone's own embeddings of the ids and a bias.
+    """(..., dim) tokens -> (..., V) logits, by the backbone's own embeddings of the ids and a bias.
 
+    Under autocast these are products as others, for they take most of the time; make losses of them in fp32.
     transform: a layer with GELU and LayerNorm comes first, as in BERT.
     Raises RequestError for a backbone whose input is no ids.
     """
@@ -41,6 +42,4 @@ class IdHead(nn.Module):
 
     def forward(self, tokens: Tensor, table: Tensor) -> Tensor:
         """table: (V, dim), the backbone's, which is handed over so that it is one parameter and not two."""
-        with torch.autocast(tokens.device.type, enabled=False):
-            x = self.transform(tokens.float())
-            return F.linear(x, table.float(), self.bias)
+        return F.linear(self.transform(tokens), table, self.bias)

@@ -25,7 +25,15 @@ def patch_sizes(backbone: TokenBackbone, shape: tuple[int, ...]) -> tuple[int, i
 
 
 def normalised(patches: Tensor) -> Tensor:
-    """Each (B, L, P) patch minus its mean, over the root of its variance plus 1e-6. In fp32."""
+    """Each (B, L, P) patch minus its mean, over the root of its variance plus 1e-6. In fp32.
+
+    Raises RequestError for patches of one or two values, of which this leaves nothing, or nothing but signs.
+    """
+    if patches.shape[2] < 3:
+        raise RequestError(
+            f"objective.normalise=true: a patch has {patches.shape[2]} values, too few to be taken relative to their "
+            "own mean and deviation; set it to false"
+        )
     patches = patches.float()
     var, mean = torch.var_mean(patches, dim=2, keepdim=True, correction=0)
     return (patches - mean) / (var + 1e-6).sqrt()
