@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
-from ssl_runner.errors import RequestError
-from ssl_runner.parts.ids import parts_of
+from ssl_runner.parts.ids import parts_of, vocabulary_of
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.types import Batch, Likelihood, Loss, TokenBackbone
 
@@ -25,15 +24,15 @@ class CLM(Likelihood):
     only, and the first id of a document is predicted from nothing, so not at all. None: a sample is one document.
 
     Works on ids of any kind: words, items, codes. The scores are by the backbone's own embeddings of the ids (GPT-2
-    has no other output layer). Raises RequestError for a backbone whose input is no ids.
+    has no other output layer). Raises RequestError for a backbone whose input is no ids, or whose embeddings are
+    narrower than its tokens.
     """
 
     views = 1
 
     def __init__(self, backbone: TokenBackbone, *, separator: int | None):
         super().__init__()
-        if backbone.vocabulary() is None:
-            raise RequestError("objective: predicts ids, and this backbone takes values; use a Discrete stem")
+        vocabulary_of(backbone, as_wide=True)
         self.backbone: TokenBackbone = backbone
         self.separator = separator
 

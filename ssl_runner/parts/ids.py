@@ -21,19 +21,33 @@ def parts_of(ids: Tensor, separator: int | None) -> Tensor | None:
     return 1 + ends.cumsum(1) - ends
 
 
+def vocabulary_of(backbone: TokenBackbone, *, as_wide: bool) -> Tensor:
+    """(V, width), the embeddings of the ids. as_wide: they are to score the backbone's tokens as they are.
+
+    Raises RequestError for a backbone whose input is no ids, or whose embeddings are narrower than that.
+    """
+    table = backbone.vocabulary()
+    if table is None:
+        raise RequestError("objective: predicts ids, and this backbone takes values; use a Discrete stem")
+    if as_wide and table.shape[1] != backbone.dim:
+        raise RequestError(
+            f"objective: scores ids by their embeddings, which are {table.shape[1]} wide in this backbone, and its "
+            f"tokens {backbone.dim}; use one whose embeddings are as wide as its tokens"
+        )
+    return table
+
+
 class IdHead(nn.Module):
     """(..., dim) tokens -> (..., V) logits, by the backbone's own embeddings of the ids and a bias.
 
     Under autocast these are products as others, for they take most of the time; make losses of them in fp32.
     transform: a layer with GELU and LayerNorm comes first, as in BERT.
-    Raises RequestError for a backbone whose input is no ids.
+    Raises RequestError as `vocabulary_of`.
     """
 
     def __init__(self, backbone: TokenBackbone, *, transform: bool):
         super().__init__()
-        table = backbone.vocabulary()
-        if table is None:
-            raise RequestError("objective: predicts ids, and this backbone takes values; use a Discrete stem")
+        table = vocabulary_of(backbone, as_wide=not transform)
         width = table.shape[1]
         self.transform = nn.Sequential()
         if transform:
