@@ -249,7 +249,9 @@ def test_objectives_train_it_whole_and_lower_their_loss(name: str, kind: str) ->
 
 
 def test_embeddings_that_are_narrower_than_tokens_do_not_score_them() -> None:
-    with pytest.raises(RequestError, match="scores ids by their embeddings, which are 8 wide in this backbone, and its"):
+    with pytest.raises(
+        RequestError, match="scores ids by their embeddings, which are 8 wide in this backbone, and its"
+    ):
         SMALL["clm"](made("electra"))
 
 

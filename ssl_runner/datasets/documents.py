@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.folder import PARTS, find_images, lay_out, top
+from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
 from ssl_runner.errors import RequestError, nearest
 
@@ -263,15 +264,9 @@ def _long_fields() -> Iterator[None]:
 
 
 def _parquet(path: str, text_column: str, label_column: str) -> Iterator[Document | BrokenSample]:
+    pyarrow = arrow(path, "data.root")
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise RequestError(
-            f"data.root: {path!r} needs the package pyarrow; run `pip install 'ssl-runner[text]'`"
-        ) from error
-    try:
-        with parquet.ParquetFile(path) as file:
+        with pyarrow.parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
             _needs(text_column, names, path)
             columns = [text_column, *([label_column] if label_column in names else [])]

@@ -15,6 +15,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
+from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
 from ssl_runner.errors import RequestError, nearest
 from ssl_runner.types import Samples
@@ -267,13 +268,8 @@ def _number(text: str, column: str, where: str) -> float:
 
 
 def _parquet(path: str, wanted: dict[str, str]) -> Log:
-    try:
-        import pyarrow
-        from pyarrow import parquet, types
-    except ImportError as error:
-        raise RequestError(
-            f"data.file: {path!r} needs the package pyarrow; run `pip install 'ssl-runner[text]'`"
-        ) from error
+    pyarrow = arrow(path, "data.file")
+    parquet, types = pyarrow.parquet, pyarrow.types
     try:
         header = parquet.read_schema(path).names
         for key, name in wanted.items():

@@ -16,6 +16,7 @@ from annotated_types import Ge, Len
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Source, Split
+from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError, nearest
@@ -377,13 +378,9 @@ def _csv(path: str, missing: set[str], delimiter: str, codec: str) -> Frame:
 
 
 def _parquet(path: str, missing: set[str]) -> Frame:
+    pyarrow = arrow(path, "data.root")
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise RequestError(f"{path!r} needs the package pyarrow; run `pip install 'ssl-runner[text]'`") from error
-    try:
-        table = parquet.read_table(path)
+        table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, ValueError) as error:
         raise RequestError(f"{path!r} is no Parquet file that can be read: {error}") from error
     _unique(table.column_names, path)

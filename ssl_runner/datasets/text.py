@@ -25,7 +25,7 @@ from ssl_runner.datasets.base import Arrays, Key, Source, Split
 from ssl_runner.datasets.documents import LABEL, TEXT, Corpus, Extension, LeftOut, folder, warn
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
-from ssl_runner.datasets.tokenizer import Bytes, Encoded, Kind, Tokenizer, pieces
+from ssl_runner.datasets.tokenizer import Bytes, Encoded, Kind, Tokenizer, bag, pieces
 from ssl_runner.errors import RequestError
 from ssl_runner.types import Samples, View
 
@@ -152,16 +152,7 @@ class Documents(Source):
         warn(about["warning"])
         self.classes, self.tags = tuple(about["classes"]), tuple(about["tags"])
         self.labelled = bool(self.classes)
-        self.facts = {
-            "shape": (length,),
-            "size": length,
-            "vocab": self.tokenizer.vocab,
-            "length": length,
-            "mask": self.tokenizer.mask,
-            "special": self.tokenizer.special,
-            "separator": self.tokenizer.separator,
-            "num_classes": len(self.classes),
-        }
+        self.facts = {**self.tokenizer.facts(length), "num_classes": len(self.classes)}
         if not len(self.split("pretrain")):
             raise RequestError(
                 f"data.length={length}: the train part has {self.measure('train')['ids']} ids in all, which gives no "
@@ -247,13 +238,7 @@ class Documents(Source):
         return file
 
     def raw(self, view: View) -> Tensor:
-        """(B, vocab): how often each id is in a sample, as log(1 + n), of unit length. Padding doesn't count."""
-        ids = view["x"].long()
-        counts = torch.zeros(len(ids), self.tokenizer.vocab, device=ids.device)
-        there = torch.ones_like(ids, dtype=counts.dtype)
-        if "pad" in view:
-            there = (~view["pad"]).to(counts.dtype)
-        return F.normalize(counts.scatter_add_(1, ids, there).log1p_(), dim=1)
+        return bag(view, self.tokenizer.vocab)
 
 
 class Text(Documents):

@@ -12,14 +12,14 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
 from ssl_runner.datasets import tokenizer as tokenizers
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
+from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
-from ssl_runner.datasets.tokenizer import Bytes, Tokenizer
+from ssl_runner.datasets.tokenizer import Bytes, Tokenizer, bag
 from ssl_runner.errors import RequestError, nearest
 from ssl_runner.types import Samples, View
 
@@ -103,16 +103,7 @@ class TextPairs(Source):
         self._parts = {
             part: self._read(path, (first, second, score)) for part, path in _files(home(root), root).items()
         }
-        self.facts = {
-            "shape": (length,),
-            "size": length,
-            "vocab": self.tokenizer.vocab,
-            "length": length,
-            "mask": self.tokenizer.mask,
-            "special": self.tokenizer.special,
-            "separator": self.tokenizer.separator,
-            "num_classes": 0,
-        }
+        self.facts = {**self.tokenizer.facts(length), "num_classes": 0}
 
     def split(self, name: Split) -> Pairs | Sentences:
         none = Pairs(torch.zeros(0, 2, self._length, dtype=torch.int32), torch.zeros(0), self.tokenizer.pad)
@@ -121,10 +112,7 @@ class TextPairs(Source):
         return self._parts.get(name, none)
 
     def raw(self, view: View) -> Tensor:
-        """(B, vocab): how often each id is in a sentence, as log(1 + n), of unit length. Padding doesn't count."""
-        ids = view["x"].long()
-        counts = torch.zeros(len(ids), self.tokenizer.vocab, device=ids.device)
-        return F.normalize(counts.scatter_add_(1, ids, (~view["pad"]).to(counts.dtype)).log1p_(), dim=1)
+        return bag(view, self.tokenizer.vocab)
 
     def _read(self, path: str, columns: tuple[str, str, str]) -> Pairs:
         """Raises RequestError where there is no pair, or all have the same score."""
@@ -221,15 +209,9 @@ def _json_lines(file: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _parquet(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    pyarrow = arrow(path, "data.root")
     try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise RequestError(
-            f"data.root: {path!r} needs the package pyarrow; run `pip install 'ssl-runner[text]'`"
-        ) from error
-    try:
-        rows = parquet.read_table(path).to_pylist()
+        rows = pyarrow.parquet.read_table(path).to_pylist()
     except (pyarrow.ArrowException, ValueError) as error:
         raise RequestError(f"data.root: {path!r} is no Parquet file that can be read: {error}") from error
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))

@@ -11,8 +11,12 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from ssl_runner.errors import RequestError, nearest
+from ssl_runner.types import View
 
 Kind = Literal["bytes", "bpe", "wordpiece", "unigram"]
 KINDS: tuple[str, ...] = get_args(Kind)
@@ -39,6 +43,16 @@ class Encoded(NamedTuple):
     first: np.ndarray
 
 
+def bag(view: View, vocab: int) -> Tensor:
+    """(B, vocab): how often each id is in a sample, as log(1 + n), of unit length. Padding doesn't count."""
+    ids = view["x"].long()
+    counts = torch.zeros(len(ids), vocab, device=ids.device)
+    there = torch.ones_like(ids, dtype=counts.dtype)
+    if "pad" in view:
+        there = (~view["pad"]).to(counts.dtype)
+    return F.normalize(counts.scatter_add_(1, ids, there).log1p_(), dim=1)
+
+
 class Tokenizer:
     """What every tokenizer is.
 
@@ -51,6 +65,18 @@ class Tokenizer:
     separator: int
     mask: int
     special: tuple[int, ...]
+
+    def facts(self, length: int) -> dict[str, Any]:
+        """What other parts may ask about samples of so many ids."""
+        return {
+            "shape": (length,),
+            "size": length,
+            "vocab": self.vocab,
+            "length": length,
+            "mask": self.mask,
+            "special": self.special,
+            "separator": self.separator,
+        }
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Each text -> (n,) int32."""
