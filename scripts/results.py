@@ -57,7 +57,9 @@ def small() -> list[str]:
 
 def on_images() -> list[str]:
     """Those of the small recipes that learn from images, one a method."""
-    return [name for name in small() if name in COLOUR or "- _digits" in (CONF / f"{name}.yaml").read_text()]
+    bases = ("  - _digits\n", "  - _digits_resnet\n")
+    texts = {name: (CONF / f"{name}.yaml").read_text() for name in small()}
+    return [name for name, text in texts.items() if name in COLOUR or any(base in text for base in bases)]
 
 
 def rows() -> list[str]:
