@@ -32,18 +32,29 @@ def make(node: Mapping[str, Any], *args: Any) -> Any:
 
 
 def fill(node: Any, facts: Mapping[str, Any]) -> Any:
-    """A copy of a config node in which required arguments that were left out hold the data's facts."""
+    """A copy of a config node in which required arguments that were left out hold the data's facts: below a key
+    `second`, those of the second input of pairs."""
     if isinstance(node, list):
         return [fill(each, facts) for each in node]
     if not isinstance(node, dict):
         return node
-    filled = {key: fill(value, facts) for key, value in node.items()}
+    its = facts.get("second", facts)
+    filled = {key: fill(value, its if key == "second" else facts) for key, value in node.items()}
     if "_target_" in node:
         for name, parameter in inspect.signature(get_object(node["_target_"])).parameters.items():
             if parameter.default is parameter.empty and name not in filled and name in facts:
                 value = facts[name]
                 filled[name] = list(value) if isinstance(value, tuple) else value
     return filled
+
+
+def merged(node: Mapping[str, Any], pinned: Mapping[str, Any]) -> dict[str, Any]:
+    """A node with what its part pinned, which may be of the parts inside it."""
+    found = dict(node)
+    for key, value in pinned.items():
+        inside = isinstance(value, Mapping) and "_target_" in (node.get(key) or {})
+        found[key] = merged(node[key], value) if inside else value
+    return found
 
 
 @dataclass
@@ -66,12 +77,25 @@ def backbone(config: Mapping[str, Any]) -> Backbone:
 def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
     """The opened data source, and the config with every fact filled in."""
     opened: Source = make(config["data"])
-    _same(config["backbone"], opened.facts)
-    groups = ("views", "backbone", "objective", "evaluators")
     facts = {**opened.facts, "samples": len(opened.split("pretrain"))}
-    filled = {group: fill(config[group], facts) for group in groups if group in config}
+    views = fill(config["views"], facts)
+    _complete(views, "views", type(opened).__name__)
+    facts = _seen(facts, make(views))
+    _same(config["backbone"], facts)
+    groups = ("backbone", "objective", "evaluators")
+    filled = {"views": views} | {group: fill(config[group], facts) for group in groups if group in config}
     _complete(filled, "", type(opened).__name__)
-    return opened, {**config, **filled, "data": {**config["data"], **opened.pinned()}}
+    return opened, {**config, **filled, "data": merged(config["data"], opened.pinned())}
+
+
+def _seen(facts: Mapping[str, Any], views: Views) -> dict[str, Any]:
+    """The facts with the shapes that the views make of the data's."""
+    seen = dict(facts)
+    if "shape" in seen:
+        seen["shape"] = views.shape(tuple(seen["shape"]))
+    if "second" in seen and views.second is not None:
+        seen["second"] = _seen(seen["second"], views.second)
+    return seen
 
 
 def evaluators(config: Mapping[str, Any], opened: Source) -> dict[str, Evaluator]:
@@ -88,7 +112,7 @@ def assemble(opened: Source, filled: dict[str, Any], built: Backbone | None = No
     """built: a backbone with weights already, else an untrained one."""
     encoder = backbone(filled) if built is None else built
     pinned: dict[str, Any] = getattr(encoder, "pinned", dict)()  # what a backbone read elsewhere about itself
-    filled = {**filled, "backbone": {**filled["backbone"], **pinned}}
+    filled = {**filled, "backbone": merged(filled["backbone"], pinned)}
     wanted: Any = get_class(filled["objective"]["_target_"])
     if wanted.labelled and wanted.valued != opened.valued:
         kinds = ("values", "classes") if wanted.valued else ("classes", "values")
@@ -130,8 +154,8 @@ def _same(node: Any, facts: Mapping[str, Any]) -> None:
                     f"data: gives samples of {name} {found}, and the backbone is for {_listed(stated)}; "
                     f"choose data of that {name}, or set {'data.size' if name == 'shape' else 'it in data'}"
                 )
-        for value in node.values():
-            _same(value, facts)
+        for key, value in node.items():
+            _same(value, facts.get("second", facts) if key == "second" else facts)
 
 
 def _listed(value: Any) -> Any:

@@ -21,7 +21,7 @@ ssl-run: self-supervised learning, config-driven: pretrain, finetune, evaluate
 
 usage: ssl-run VERB [GROUP=CHOICE] [KEY=VALUE] ... [HYDRA FLAGS]
 
-  pretrain +task=simclr     pretrain a backbone, save it, evaluate its frozen features
+  pretrain +task=simclr     pretrain a backbone, save it, evaluate its frozen features; with from=RUN go on from a run
   finetune from=RUN         go on from a run folder, .safetensors, .ckpt or `latest`, with labels;
                             from=null trains from scratch
   evaluate from=RUN         run the evaluators on a run's frozen features
@@ -187,7 +187,7 @@ def _job(cfg: Any) -> dict[str, float]:
 def _stage(name: str) -> Any:
     """A stage, and with it Lightning. A torchvision built for another torch would break that import, so it is
     looked at first and named."""
-    from ssl_runner.datasets.published import torchvision_datasets
+    from ssl_runner.datasets.torchvision import torchvision_datasets
 
     torchvision_datasets()
     from ssl_runner.stages import STAGES
@@ -219,13 +219,18 @@ def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def _left_behind(hydra: Any) -> Iterator[str]:
-    """What a recipe set for its own choice of a group and now applies to the command line's choice as well."""
+    """What a recipe set for its own choice of a group, and now applies to the command line's choice as well, or to
+    nothing where that is a run's."""
+    from ssl_runner.compose import FROM_RUN
+
     task = hydra.runtime.choices.get("task")
     chosen = {each.partition("=")[0] for each in hydra.overrides.task}
     for root in (_conf(), *_config_dirs(sys.argv)):
         stated = _stated(root / "task", task)
         for group in sorted(chosen & set(stated) & set(GROUPS)):
-            yield f"note: the recipe {task} sets {group}: {stated[group]}, which now applies to your choice of {group}"
+            kept = hydra.runtime.choices.get(group) == FROM_RUN
+            now = f"but {group} is now the run's" if kept else f"which now applies to your choice of {group}"
+            yield f"note: the recipe {task} sets {group}: {stated[group]}, {now}"
 
 
 def _stated(folder: Path, task: str) -> dict[str, Any]:
@@ -235,8 +240,17 @@ def _stated(folder: Path, task: str) -> dict[str, Any]:
     path = folder / f"{task}.yaml"
     own = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else {}
     bases = [each for each in own.get("defaults", []) if isinstance(each, str) and each != "_self_"]
-    found = [_stated(folder, base) for base in bases] + [own]
-    return {key: [each[key] for each in found if key in each][-1] for each in found for key in each}
+    found: dict[str, Any] = {}
+    for each in (*(_stated(folder, base) for base in bases), own):
+        found = _merged(found, each)
+    return found
+
+
+def _merged(one: Any, other: Any) -> Any:
+    """The other, over the one."""
+    if not (isinstance(one, dict) and isinstance(other, dict)):
+        return other
+    return {**one, **{key: _merged(one.get(key), value) for key, value in other.items()}}
 
 
 def _resume(args: Sequence[str]) -> int:
@@ -275,6 +289,8 @@ def _rewritten(verb: str, args: Sequence[str]) -> list[str]:
     found = [_override(arg, groups) for arg in typed]
     if verb in ("finetune", "evaluate"):
         found = _inherit(verb, found)
+    elif any(each.startswith("++from=") for each in found):
+        found = _go_on(found, [_conf(), *_config_dirs(args)])
     return [*flags, *found]
 
 
@@ -318,30 +334,68 @@ def _override(arg: str, groups: set[str]) -> str:
 
 
 def _inherit(verb: str, args: list[str]) -> list[str]:
-    from ssl_runner import compose, runs
-    from ssl_runner.trust import check_trust
+    from ssl_runner import compose
 
-    given = [a for a in args if compose.key_of(a) == "from"]
-    if not given:
+    if not any(compose.key_of(a) == "from" for a in args):
         raise RequestError(f"{verb} needs from=RUN: a run folder, a .safetensors, a .ckpt or `latest`")
-    name = given[-1].partition("=")[2].strip("'\"")
-    rest = [a for a in args if a not in given]
-    if name in ("null", "None"):
+    name, rest = _named(args)
+    if name is None:
         if verb == "evaluate":
             raise RequestError("evaluate from=null: there is nothing to evaluate")
         chosen = {compose.key_of(a) for a in rest}
         defaults = [f"{group}={choice}" for group, choice in _defaults().items() if group not in chosen]
         return ["++from=null", *defaults, *rest]
+    config, _, start = _origin(name, compose.INHERITED, args)
+    inherited = [f"++{key}={compose.quoted(config[key])}" for key in ("name", "seed") if key in config]
+    if verb == "finetune":
+        inherited += compose.overrides(config.get("finetune") or {}, name)
+    return [start, *compose.not_restated(inherited, rest), *rest]
+
+
+def _go_on(args: list[str], roots: Sequence[Path]) -> list[str]:
+    """A pretraining that starts from a run's weights has that run's data and backbone, and all else from its recipe.
+
+    roots: where recipes are.
+    """
+    from ssl_runner import compose
+
+    name, rest = _named(args)
+    if name is None:
+        return ["++from=null", *rest]
+    task = next((a.partition("=")[2] for a in rest if compose.key_of(a) == "task"), "")
+    if "," in task:
+        raise RequestError(f"task={task}: with from=, one recipe at a time; several recipes are several commands")
+    _, nodes, start = _origin(name, compose.KEPT, args)
+    stated: dict[str, Any] = {}
+    for root in roots:
+        stated = _merged(stated, _stated(root / "task", task))
+    return [start, *compose.not_restated(compose.kept(nodes, stated), rest), *rest]
+
+
+def _named(args: Sequence[str]) -> tuple[str | None, list[str]]:
+    """What `from` names, None for nothing; and the other overrides."""
+    from ssl_runner import compose
+
+    given = [a for a in args if compose.key_of(a) == "from"]
+    name = given[-1].partition("=")[2].strip("'\"")
     if "," in name and not Path(name).exists():
         raise RequestError(f"from={name}: one run at a time; several runs are several commands")
+    return None if name in ("null", "None") else name, [a for a in args if a not in given]
+
+
+def _origin(name: str, parts: Sequence[str], args: Sequence[str]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """The config of the run of this name, its nodes as they are offered, and the override that says where it is.
+
+    Raises RequestError where there is no such run, and where these parts of it may not be built.
+    """
+    from ssl_runner import compose, runs
+    from ssl_runner.trust import check_trust
+
     origin = runs.find(name)
-    check_trust({key: origin.config.get(key) for key in compose.INHERITED}, name, _trusted(args))
-    compose.offer(origin.config)
+    check_trust({key: origin.config.get(key) for key in parts}, name, _trusted(args))
+    nodes = compose.offer(origin.config)
     path = origin.weights if origin.weights.name != runs.BACKBONE else origin.weights.parent
-    inherited = [f"++{key}={compose.quoted(origin.config[key])}" for key in ("name", "seed") if key in origin.config]
-    if verb == "finetune":
-        inherited += compose.overrides(origin.config.get("finetune") or {}, name)
-    return [f"++from={compose.quoted(str(path.absolute()))}", *compose.not_restated(inherited, rest), *rest]
+    return origin.config, nodes, f"++from={compose.quoted(str(path.absolute()))}"
 
 
 def _trusted(args: Sequence[str]) -> list[str]:

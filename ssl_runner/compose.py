@@ -1,4 +1,4 @@
-"""Composing what follows a run: finetune and evaluate take their data and backbone from it, as config groups.
+"""Composing what follows a run: what goes on from it takes its data and backbone, as config groups.
 
 The run's own nodes are offered to Hydra under the choice `from_run`, so that every kind of override works on them:
 `data.size=64` changes one key, `data=cifar10` replaces the lot.
@@ -20,19 +20,54 @@ from ssl_runner.errors import RequestError
 INHERITED = ("data", "views", "backbone", "evaluators", "finetune")
 """What finetune and evaluate take from a run's config, and so what must be trusted when it is a stranger's."""
 
+KEPT = ("data", "backbone")
+"""What a pretraining that goes on from a run takes from it."""
+
+FROM_RUN = "from_run"
+"""The choice of a group that is the run's own node."""
+
 CHOICE = "_name_"
 """In the `finetune` mapping, the key that holds a group's choice: finetune.optim=sgd is {optim: {_name_: sgd}}."""
 
 
-def offer(config: Mapping[str, Any]) -> None:
-    """Makes a run's nodes the choice `from_run` of their groups."""
+def offer(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Makes a run's nodes the choice `from_run` of their groups, and gives them."""
     nodes = {group: dict(config.get(group) or {}) for group in ("data", "views", "backbone", "evaluators")}
-    if nodes["backbone"].get("pretrained"):
-        nodes["backbone"]["pretrained"] = False  # the weights come from the run, not from a hub
+    nodes["backbone"] = _unfetched(nodes["backbone"])
     # sized and normalised as in the run, otherwise undisturbed
     nodes["views"]["branches"] = {"plain": {"_target_": "ssl_runner.views.base.Branch", "transforms": {}}}
     for group, node in nodes.items():
-        ConfigStore.instance().store(group=group, name="from_run", node=node, package=group)
+        ConfigStore.instance().store(group=group, name=FROM_RUN, node=node, package=group)
+    return nodes
+
+
+def _unfetched(node: Mapping[str, Any]) -> dict[str, Any]:
+    """A backbone without weights from a hub, nor in the backbones inside it: they come from the run."""
+    found = {key: _unfetched(value) if isinstance(value, Mapping) else value for key, value in node.items()}
+    return {**found, "pretrained": False} if found.get("pretrained") else found
+
+
+def kept(nodes: Mapping[str, Mapping[str, Any]], recipe: Mapping[str, Any]) -> list[str]:
+    """The overrides by which a pretraining has the data and backbone of a run, whatever its recipe says of them.
+
+    nodes: the run's, as offered. recipe: what the recipe states, which Hydra puts over any choice of a group.
+    """
+    found = [f"{group}={FROM_RUN}" for group in KEPT]
+    for group in KEPT:
+        found += _taken_back(recipe.get(group) or {}, nodes[group], group)
+    return found
+
+
+def _taken_back(stated: Mapping[str, Any], node: Mapping[str, Any], path: str) -> Iterator[str]:
+    """Each key that is stated becomes what it is in the node, or goes."""
+    for key, value in stated.items():
+        here = f"{path}.{key}"
+        if key not in node:
+            yield f"~{here}"
+        elif isinstance(value, Mapping) and isinstance(node[key], Mapping):
+            yield from _taken_back(value, node[key], here)
+        else:
+            yield f"++{here}={quoted(node[key])}"
 
 
 def overrides(mapping: Mapping[str, Any], origin: str) -> list[str]:

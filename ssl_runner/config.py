@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from ssl_runner.datasets.splits import Amount
 from ssl_runner.durations import Duration
 from ssl_runner.errors import RequestError, nearest
-from ssl_runner.types import Objective
+from ssl_runner.types import Objective, Predictor
 
 Positive = Annotated[int, Gt(0)]
 
@@ -95,7 +95,7 @@ class Config:
 
 FACTS = frozenset(
     {"shape", "size", "mean", "std", "num_classes", "samples", "vocab", "length", "mask", "special", "separator"}
-    | {"columns", "label_mean", "label_std"}
+    | {"columns", "label_mean", "label_std", "words", "frames", "rate", "alphabet", "horizon"}
 )
 """Required arguments that may be left out of a config: the data source fills them in."""
 
@@ -292,12 +292,15 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
         if wanted and not issubclass(backbone, tuple(wanted)):
             names = " or a ".join(kind.__name__ for kind in wanted)
             yield "backbone", f"{objective.__name__} needs a {names}, and {backbone.__name__} is none"
-        count = sum(branch.get("copies", 1) for branch in config["views"].get("branches", {}).values())
+        both = [config["views"], config["views"].get("second") or {}]
+        count = sum(branch.get("copies", 1) for views in both for branch in views.get("branches", {}).values())
         if objective.views not in (None, count):
             yield "views", f"{objective.__name__} needs {objective.views} views, and these are {count}"
         labels = getattr(get_class(config["data"]["_target_"]), "labelled", None)
         if objective.labelled and labels is False:
             yield "objective", f"{objective.__name__} needs labels, and this data has none"
+        if config["stage"] == "finetune" and not issubclass(objective, Predictor):
+            yield "objective", f"{objective.__name__} makes no predictions to score; supervised and regression do"
         for name, node in config["evaluators"].items():
             evaluator: Any = get_class(node["_target_"])
             if getattr(evaluator, "labelled", False) and labels is False:

@@ -174,7 +174,7 @@ class DataModule(pl.LightningDataModule):
         self,
         dataset: Arrays | Ragged,
         sampler: Sampler,
-        crops: Callable[[Tensor], list[Tensor]],
+        crops: Callable[[list[View]], list[View]],
         replace: bool = False,
     ) -> DataLoader:
         workers = 0  # arrays in memory are fetched a batch at a time: no worker is faster
@@ -212,12 +212,16 @@ class _Part(Ragged):
     def __init__(self, dataset: Ragged, keep: Tensor):
         self.dataset, self.keep = dataset, keep
         self.label = None if dataset.label is None else dataset.label[keep]
+        self.target = None if dataset.target is None else dataset.target[keep]
 
     def __len__(self) -> int:
         return len(self.keep)
 
     def read(self, index: int) -> Tensor:
         return self.dataset.read(int(self.keep[index]))
+
+    def inputs(self, index: int) -> list[View]:
+        return self.dataset.inputs(int(self.keep[index]))
 
     def name(self, index: int) -> str:
         return self.dataset.name(int(self.keep[index]))
@@ -230,5 +234,7 @@ def _subset(dataset: Arrays | Ragged, keep: Tensor) -> Arrays | Ragged:
     if isinstance(dataset, Ragged):
         return _Part(dataset, keep)
     part = copy.copy(dataset)  # of the same class: it may know more of its samples, such as their padding
-    part.x, part.label = dataset.x[keep], None if dataset.label is None else dataset.label[keep]
+    part.x = dataset.x[keep]
+    part.label = None if dataset.label is None else dataset.label[keep]
+    part.target = None if dataset.target is None else dataset.target[keep]
     return part

@@ -83,7 +83,7 @@ class Learner(pl.LightningModule):
         return loss.value
 
     def batch(self, samples: Samples, views: list[View]) -> Batch:
-        return as_batch(samples, [_channels_last(view) for view in views])
+        return as_batch(samples, [_channels_last(view) for view in views], self.objective.backbone)
 
     def on_train_batch_end(self, outputs: Any, batch: Samples, batch_idx: int) -> None:
         accumulate = self.trainer.accumulate_grad_batches

@@ -17,20 +17,25 @@ def draw(columns: Sequence[Tensor], path: Path) -> bool:
         return False
     from PIL import Image
 
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(grid(columns).numpy()).save(path)
+    return True
+
+
+def grid(columns: Sequence[Tensor]) -> Tensor:
+    """(n, C, h, w) each, in [0, 1], C of 1 or 3 -> (height, width, 3) uint8, a row for each sample; on the CPU."""
     side = max(SIDE, max(c.shape[-1] for c in columns))
     columns = [nn.functional.interpolate(c.float(), size=(side, side), mode="nearest") for c in columns]
     columns = [nn.functional.pad(c.expand(-1, 3, -1, -1), (2, 2, 2, 2), value=1.0) for c in columns]
     rows = torch.cat([torch.cat(list(c), dim=1) for c in columns], dim=2)
-    pixels = rows.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels.cpu().numpy()).save(path)
-    return True
+    return rows.clamp(0, 1).mul(255).round().to(torch.uint8).permute(1, 2, 0).contiguous().cpu()
 
 
 def undo(x: Tensor, last: nn.ModuleDict) -> Tensor:
-    """Undoes the normalisation at the end of a view, whatever its place among the last transforms."""
+    """Undoes the normalisation at the end of a view, whatever its place among the last transforms. Ids have none."""
     for transform in reversed(list(last.values())):
         mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
-        if isinstance(mean, Tensor) and isinstance(std, Tensor) and x.ndim == 4:
-            x = x * std.view(1, -1, 1, 1) + mean.view(1, -1, 1, 1)
+        if isinstance(mean, Tensor) and isinstance(std, Tensor) and x.is_floating_point():
+            shape = (-1, *[1] * (x.ndim - 2))
+            x = x * std.view(shape) + mean.view(shape)
     return x

@@ -47,7 +47,7 @@ def plan(config: dict[str, Any], folder: Path) -> dict[str, float]:
     memory = estimate_memory(
         objective,
         optimizer,
-        as_batch(samples, views),
+        as_batch(samples, views, objective.backbone),
         clock.global_batch,
         mixed="bf16" in precision or "16-mixed" in precision,
     )

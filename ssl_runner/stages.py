@@ -13,6 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities import move_data_to_device
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
@@ -24,18 +25,14 @@ from ssl_runner.datasets.base import Source
 from ssl_runner.datasets.splits import few_labels
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
-from ssl_runner.evaluators.regression import figures
-from ssl_runner.evaluators.scores import classification
 from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
-from ssl_runner.objectives.regression import Regression
-from ssl_runner.objectives.supervised import Supervised
 from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.pictures import undo
 from ssl_runner.seeds import derive
 from ssl_runner.trust import check_trust
-from ssl_runner.types import Backbone, Embed, Evaluator, Objective, TokenBackbone, View, as_batch
+from ssl_runner.types import Backbone, Embed, Evaluator, Objective, Predictor, TokenBackbone, View, as_batch, seen_by
 from ssl_runner.watch import Watch
 
 Metrics = dict[str, float]
@@ -47,7 +44,7 @@ def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
     started = time.monotonic()
     source, config = build.source(config)
     evaluators = build.evaluators(config, source)
-    parts = build.assemble(source, config)
+    parts = build.assemble(source, config, starting_point(config, folder))
     _, data, metrics = fit(parts, folder, monitor="-val/loss")
     if runs.is_main():
         show(parts, data, folder / runs.SHOWN)
@@ -59,10 +56,7 @@ def finetune(config: dict[str, Any], folder: Path) -> Metrics:
     """Trains a backbone (from a run, or untrained) with labels; scores the best epoch on validation by the test set."""
     started = time.monotonic()
     source, config = build.source(config)
-    encoder = build.backbone(config)
-    if config.get("from") is not None:
-        say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
-    parts = build.assemble(source, config, encoder)
+    parts = build.assemble(source, config, starting_point(config, folder))
     learner, data, metrics = fit(parts, folder, monitor=parts.objective.monitor)
     if runs.is_main():
         best = load_checkpoint(folder / runs.CHECKPOINTS / runs.BEST)
@@ -142,6 +136,17 @@ STAGES: Mapping[str, Stage] = {
 
 
 # -- the steps of a stage --------------------------------------------------------------------------------------
+
+
+def starting_point(config: Mapping[str, Any], folder: Path) -> Backbone:
+    """The backbone with the weights of the run that `from` names, else untrained.
+
+    A run that is resumed has its own weights in its checkpoint, and needs those of the other run no more.
+    """
+    encoder = build.backbone(config)
+    if config.get("from") is not None and not (folder / runs.CHECKPOINTS / runs.LAST).is_file():
+        say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
+    return encoder
 
 
 def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, DataModule, Metrics]:
@@ -340,19 +345,24 @@ def show(parts: build.Parts, data: DataModule, folder: Path) -> None:
     torch.manual_seed(derive(parts.config["seed"], "pictures"))
     objective, views = parts.objective.to(data.device).eval(), parts.views.to(data.device)
     seen = [{name: t.to(data.device) for name, t in view.items()} for view in views(samples)]
-    for name, columns in objective.show(as_batch(samples, seen)).items():
+    for name, columns in objective.show(as_batch(samples, seen, objective.backbone)).items():
         file = parts.source.write([undo(column.cpu(), views.last) for column in columns], folder / name)
         if file is not None:
             say(f"to look at: {file}")
 
 
 @torch.no_grad()
-def test_scores(objective: Any, data: DataModule) -> Metrics:
+def test_scores(objective: Objective, data: DataModule) -> Metrics:
     """The scores of what was learned from labels, on the test part's undisturbed samples."""
-    assert isinstance(objective, (Supervised, Regression))
+    assert isinstance(objective, Predictor)  # or it had been refused
     objective.to(data.device).eval()
-    predicted, labels = data.features(objective.predict, "test")
-    return figures(predicted, labels) if objective.valued else classification(predicted, labels, data.num_classes)
+    test = data.source.split("test")
+    if not len(test):
+        raise RequestError("the test part is empty: give the data one, e.g. data.test=0.1")
+    if test.label is None and test.target is None:
+        raise RequestError("the test part has no labels to score by; give it some, or leave finetuning out")
+    batches = (as_batch(samples, [view], objective.backbone) for view, samples in data.plain(test))
+    return objective.scores(move_data_to_device(batch, data.device) for batch in batches)
 
 
 def finish(config: Mapping[str, Any], folder: Path, metrics: Metrics, started: float, then: str | None) -> Metrics:
@@ -370,13 +380,13 @@ def frozen(backbone: Backbone, objective: Objective | None = None) -> Embed:
 
     def tokens(view: View) -> Tensor:
         assert isinstance(backbone, TokenBackbone)
-        return backbone.encode(backbone.embed(backbone.patchify(view["x"])), view.get("pad"))
+        return backbone.encode(backbone.embed(backbone.patchify(view["x"])), seen_by(backbone, view).get("pad"))
 
     for module in (backbone, objective):
         if module is not None:
             module.eval().requires_grad_(False)
     return Embed(
-        lambda view: backbone(**view),
+        lambda view: backbone(**seen_by(backbone, view)),
         tokens=tokens if isinstance(backbone, TokenBackbone) else None,
         objective=objective,
     )

@@ -5,15 +5,15 @@ Plain torch, nothing else. A modality is a matter of stems, datasets and views; 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
 
 View = dict[str, Tensor]
-"""What a backbone is called with, as ``backbone(**view)``: {"x": (B, ...)} and, where lengths differ,
-"pad": (B, L) bool, True at padding."""
+"""What a backbone is called with, as ``backbone(**view)``: {"x": (B, ...)} and, where lengths differ, "pad", True at
+padding: (B, n) bool along the last axis of x, which ``seen_by`` turns into (B, L), a backbone's tokens."""
 
 
 class Samples(TypedDict, total=False):
@@ -21,6 +21,7 @@ class Samples(TypedDict, total=False):
 
     inputs: list[View]  # one per kind of input (two for image and caption); uint8 means intensities 0..255
     label: Tensor  # (B,) int64 classes, or float32 values
+    target: Tensor  # (B, U) int64 ids to be told, -1 behind the last; or (B, ...) float32 values, NaN where unknown
     index: Tensor  # (B,) int64, the sample's place in its source
     unit: Tensor  # (B, L) int64, where ids make larger wholes, as pieces make words: the number of each id's; -1: none
     tag: Tensor  # (B, L) int64, the class of each token; -100: not labelled
@@ -32,6 +33,7 @@ class Batch(TypedDict, total=False):
 
     views: list[View]
     label: Tensor  # these as in Samples
+    target: Tensor
     index: Tensor
     unit: Tensor
     tag: Tensor
@@ -50,6 +52,10 @@ class Backbone(nn.Module):
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, ...) -> (B, dim)."""
         raise NotImplementedError
+
+    def padding(self, pad: Tensor) -> Tensor:
+        """(B, n) bool along the input's last axis -> (B, L), which tokens are nothing but padding. Here: as it is."""
+        return pad
 
 
 class TokenBackbone(Backbone):
@@ -84,6 +90,30 @@ class TokenBackbone(Backbone):
     def vocabulary(self) -> Tensor | None:
         """(V, dim), the embedding of each id, which may also score them; None where patches are values."""
         return None
+
+
+class FrameBackbone(TokenBackbone):
+    """A TokenBackbone whose patches are learned: what convolutions along time make of a signal, one frame every `hop`
+    values, of `reach` values each.
+
+    `embed` is ``project(normalise(frames))``, without positions: `encode` adds these. `unpatchify` has no answer.
+    """
+
+    hop: int
+    reach: int
+    frame_dim: int  # P
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """(B, L, P) of patchify -> the same, as they are projected, and quantised where a paper does so."""
+        raise NotImplementedError
+
+    def project(self, frames: Tensor) -> Tensor:
+        """(B, L, P), normalised -> (B, L, dim), without positions."""
+        raise NotImplementedError
+
+    def embed(self, patches: Tensor) -> Tensor:
+        """(B, L, P) -> (B, L, dim), without positions."""
+        return self.project(self.normalise(patches))
 
 
 class MapBackbone(Backbone):
@@ -131,6 +161,17 @@ class Objective(nn.Module):
         return {}
 
 
+class Predictor(Objective):
+    """An objective that learns from labels or targets, and is scored by them: what finetuning trains."""
+
+    labelled = True
+
+    def scores(self, part: Iterable[Batch]) -> dict[str, float]:
+        """Figures of what it says of a whole part: batches of undisturbed samples, one view of each. Called in
+        evaluation mode without gradients."""
+        raise NotImplementedError
+
+
 class NextId(Objective):
     """An objective on ids that can say what comes next."""
 
@@ -147,12 +188,28 @@ class Likelihood(NextId):
         raise NotImplementedError
 
 
+class Matching(Objective):
+    """An objective on pairs that brings both inputs into one space, where a dot product says how well they match."""
+
+    def first(self, view: View) -> Tensor:
+        """A view of first inputs, as views make it -> (B, D), rows of unit length, in fp32."""
+        raise NotImplementedError
+
+    def second(self, view: View) -> Tensor:
+        """The same of second inputs."""
+        raise NotImplementedError
+
+
 class Transform(nn.Module):
     """One step of a view, batched and random per sample: View -> View of the same batch size.
 
     Random draws come from torch's global CPU generator, which the learner seeds from (seed, rank, step).
     Most transforms change ``x`` alone and override ``transform``; one that changes lengths overrides ``forward``.
     """
+
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """What becomes of a sample's shape. Overridden by those that change it for good, such as a spectrogram."""
+        return shape
 
     def forward(self, view: View) -> View:
         return {**view, "x": self.transform(view["x"])}
@@ -166,9 +223,11 @@ class Sizer(Transform):
     """A transform that brings samples to one size. Always the first of its branch: where samples differ in size
     a data worker calls ``one`` on each, and the batched form is skipped."""
 
-    def one(self, x: Tensor) -> Tensor:
-        """(C, h, w) of any size -> (C, H, W), same dtype."""
-        raise NotImplementedError
+    def one(self, view: View) -> View:
+        """One sample of any size, {"x": (C, ...)} -> the same at its size, same dtype. One that fills samples up
+        gives "pad" with all of them, or with none."""
+        made = self({name: tensor[None] for name, tensor in view.items()})
+        return {name: tensor[0] for name, tensor in made.items()}
 
 
 class Embed:
@@ -211,10 +270,15 @@ class Evaluator:
         return None
 
 
-def as_batch(samples: Samples, views: list[View]) -> Batch:
-    """The views, with what else an objective may read of their samples."""
-    batch: Batch = {"views": views, "index": samples["index"]}
-    for name in ("label", "unit", "tag"):
+def seen_by(backbone: Backbone, view: View) -> View:
+    """A view as it is handed to a backbone, or to what is around it: padding told by tokens."""
+    return {**view, "pad": backbone.padding(view["pad"])} if "pad" in view else view
+
+
+def as_batch(samples: Samples, views: list[View], backbone: Backbone) -> Batch:
+    """The views as the backbone sees them, with what else an objective may read of their samples."""
+    batch: Batch = {"views": [seen_by(backbone, view) for view in views], "index": samples["index"]}
+    for name in ("label", "target", "unit", "tag"):
         if name in samples:
             batch[name] = samples[name]
     return batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,9 +14,15 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from safetensors.torch import load_file
 
 from ssl_runner import cli, runs
+from ssl_runner.checkpoint import save_backbone
+from ssl_runner.compose import kept, offer
+from ssl_runner.errors import RunError
+from ssl_runner.learner import Learner
 from tests.conftest import TINY, TINY_FINETUNE, environment
+from tests.test_resume import same_result
 
 Call = Callable[..., tuple[int, str, str]]
 
@@ -81,8 +88,6 @@ def test_finetuning_goes_on_from_a_run_without_restating_it(
 def test_finetuning_starts_from_the_pretrained_weights(pretrained: Path, ssl_run: Call, tmp_path: Path) -> None:
     frozen = [*TINY_FINETUNE, "objective.freeze=true"]
     ssl_run("finetune", f"from={pretrained}", *frozen, "hydra.run.dir=ft")
-    from safetensors.torch import load_file
-
     a, b = load_file(str(pretrained / runs.BACKBONE)), load_file(str(tmp_path / "ft" / runs.BACKBONE))
     assert all(torch.equal(a[k], b[k]) for k in a)
 
@@ -111,6 +116,143 @@ def test_overrides_work_on_what_is_inherited(pretrained: Path, ssl_run: Call) ->
     assert config["data"]["_target_"].endswith("Fake")
     code, out, _ = ssl_run("finetune", f"from={pretrained}", "data=digits", "--cfg", "job")
     assert yaml.safe_load(out)["data"] == {"_target_": "ssl_runner.datasets.digits.Digits"}
+
+
+RECIPE = """# @package _global_
+# BYOL on other data and with another backbone
+defaults:
+  - override /objective: byol
+
+name: again
+seed: 3
+data: {samples: 16, on_broken: skip}
+backbone: {depth: 3, dropout: 0.3, stem: {dim: 64, causal: true}}
+"""
+GOING_ON = [each for each in TINY if not each.startswith(("data", "backbone", "objective"))]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> list[str]:
+    """A recipe whose data and backbone are not those of a run, by the flags and the override that choose it."""
+    (tmp_path / "own" / "task").mkdir(parents=True)
+    (tmp_path / "own" / "task" / "again.yaml").write_text(RECIPE)
+    return ["--config-dir", "own", "task=again", *GOING_ON, "objective.hidden=16", "objective.dim=8"]
+
+
+def test_pretraining_goes_on_from_a_run_by_another_recipe(
+    pretrained: Path, recipe: list[str], ssl_run: Call, tmp_path: Path
+) -> None:
+    """Data, backbone and its weights are the run's; the rest is the recipe's."""
+    still = ["seed=0", "optim.lr=1.0e-12", "evaluators=knn", "hydra.run.dir=r"]
+    code, out, err = ssl_run("pretrain", *recipe, f"from={pretrained}", *still)
+    assert code == 0, err
+    assert "100.0% of the backbone's parameters" in out
+    assert "note: the recipe again sets data: {'samples': 16, 'on_broken': 'skip'}, but data is now the run's" in out
+    config = yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())
+    before = yaml.safe_load((pretrained / "config.yaml").read_text())
+    assert {key: config[key] for key in ("data", "backbone")} == {key: before[key] for key in ("data", "backbone")}
+    assert config["name"] == "again"
+    assert config["objective"]["_target_"].endswith(".BYOL")
+    a, b = load_file(str(pretrained / runs.BACKBONE)), load_file(str(tmp_path / "r" / runs.BACKBONE))
+    assert all(torch.allclose(a[key], b[key], atol=1e-6) for key in a)
+    metrics, first = (json.loads((folder / "metrics.json").read_text()) for folder in (tmp_path / "r", pretrained))
+    assert metrics["knn/accuracy"] == pytest.approx(first["knn/accuracy"], abs=0.05)
+    assert metrics["knn/accuracy/untrained"] == first["knn/accuracy/untrained"], "it is not what the run had learned"
+
+
+def test_what_is_typed_comes_over_what_a_pretraining_goes_on_from(
+    pretrained: Path, recipe: list[str], ssl_run: Call
+) -> None:
+    def composed(*typed: str) -> dict:
+        code, out, err = ssl_run("pretrain", *recipe, *typed, "--cfg", "job")
+        assert code == 0, err
+        return yaml.safe_load(out)
+
+    config = composed(f"from={pretrained}", "data.samples=64", "backbone.drop_path=0.1")
+    assert config["seed"] == 3
+    assert config["data"]["samples"] == 64
+    assert (config["backbone"]["drop_path"], config["backbone"]["depth"]) == (0.1, 1)
+    assert "dropout" not in config["backbone"]
+    assert composed(f"from={pretrained}", "data=digits")["data"]["samples"] == 16, "the recipe's, as without from"
+    assert composed("from=null")["backbone"]["depth"] == 3
+
+
+def test_another_rank_makes_of_the_rewritten_command_what_the_first_one_did(pretrained: Path) -> None:
+    once = cli._rewritten("pretrain", ["task=mae", f"from={pretrained}", "data.samples=64"])
+    assert {"data=from_run", "backbone=from_run", "+task=mae", "++data.samples=64"} <= set(once)
+    assert cli._rewritten("pretrain", once) == once
+
+
+def test_the_weights_come_from_the_run_and_not_from_a_hub_whatever_the_recipe_says() -> None:
+    run = {"data": {"length": 8}, "backbone": {"name": "bert", "pretrained": True}}
+    found = kept(offer(run), {"backbone": {"pretrained": True, "dropout": 0.1}})
+    assert found == ["data=from_run", "backbone=from_run", "++backbone.pretrained=false", "~backbone.dropout"]
+
+
+def test_a_pretraining_that_went_on_from_a_run_is_resumed_without_it(
+    pretrained: Path, recipe: list[str], ssl_run: Call, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(pretrained, tmp_path / "first")
+    call = ["pretrain", *recipe, "from=first", "evaluators=none"]
+    assert ssl_run(*call, "hydra.run.dir=whole")[0] == 0
+    step = Learner.training_step
+
+    def broken(self: Learner, samples: dict, batch_idx: int) -> torch.Tensor:
+        if batch_idx == 4:
+            raise RunError("the power went")
+        return step(self, samples, batch_idx)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Learner, "training_step", broken)
+        assert ssl_run(*call, "hydra.run.dir=stopped")[0] == 1
+    shutil.rmtree(tmp_path / "first")
+    code, out, err = ssl_run("resume", "stopped")
+    assert code == 0, err
+    assert "resumed at step 4" in out.replace("\n", " ")
+    assert "% of the backbone's parameters" not in out
+    same_result(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        (["from=nowhere"], "from=nowhere: no such run folder"),
+        (["from=a,b", "-m"], "one run at a time"),
+        (["from=RUN", "task=simclr,byol", "-m"], "task=simclr,byol: with from=, one recipe at a time"),
+        (["from=RUN", "task=simclr", "backbone=resnet_tiny"], "nothing of it fits this backbone. 0 tensors matched"),
+        (["from=RUN", "task=simclr", "data=digits", "data.size=16"], "and the backbone is for (1, 8, 8)"),
+    ],
+)
+def test_a_run_that_a_pretraining_cant_go_on_from_is_said_to_be_none(
+    typed: list[str], message: str, pretrained: Path, ssl_run: Call, tmp_path: Path
+) -> None:
+    typed = [each.replace("RUN", str(pretrained)) for each in typed]
+    code, out, err = ssl_run("pretrain", *typed, *GOING_ON, "hydra.run.dir=r")
+    assert code == 2
+    assert message in err
+    assert "pretrain step" not in out
+    assert not (tmp_path / "r" / "config.yaml").exists(), "the mended command can use the folder"
+
+
+def test_a_whole_run_goes_on_from_a_run(pretrained: Path, recipe: list[str], ssl_run: Call, tmp_path: Path) -> None:
+    later = ["finetune.duration=2 steps", "finetune.batch_size=16", "evaluators=none", "hydra.run.dir=r"]
+    code, out, err = ssl_run("run", *recipe, f"from={pretrained}", *later)
+    assert code == 0, err
+    assert f"{pretrained}: " in out
+    inner = {
+        name: yaml.safe_load((tmp_path / "r" / name / "config.yaml").read_text()) for name in ("pretrain", "finetune")
+    }
+    assert inner["pretrain"]["from"] == str(pretrained)
+    assert inner["finetune"]["from"] == str(tmp_path / "r" / "pretrain"), "not from what the pretraining went on from"
+
+
+def test_a_strangers_run_is_not_built_to_go_on_from_it(ssl_run: Call, tmp_path: Path) -> None:
+    config = {"stage": "pretrain", "data": {"_target_": "os.system"}, "backbone": {"_target_": "os.system"}}
+    save_backbone(torch.nn.Linear(1, 1), tmp_path / "b.safetensors", config)
+    code, _, err = ssl_run("pretrain", "task=simclr", "from=b.safetensors")
+    assert code == 2
+    assert "data._target_: 'os.system' is not in ssl_runner" in err
+    assert "backbone._target_" in err
 
 
 def test_evaluate_repeats_the_figures_of_the_run(pretrained: Path, ssl_run: Call, tmp_path: Path) -> None:

@@ -119,6 +119,13 @@ def test_all_faults_are_said_at_once() -> None:
     assert told.startswith("5 faults in the composed config:")
 
 
+def test_finetuning_takes_an_objective_that_can_be_scored() -> None:
+    given = ["from=null", "data=digits", "views=grey", "backbone=encoder"]
+    check(composed(*given, verb="finetune"))
+    with pytest.raises(RequestError, match="objective: SimCLR makes no predictions to score; supervised"):
+        check(composed(*given, "objective=simclr", verb="finetune"))
+
+
 def test_a_fact_may_be_left_out_and_is_filled_from_the_data() -> None:
     node = {"_target_": "ssl_runner.views.Views", "last": [{"n": {"_target_": "ssl_runner.views.Normalize"}}]}
     node["_target_"] = "ssl_runner.views.base.Views"

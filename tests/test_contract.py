@@ -76,7 +76,8 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
     "columns": lambda: Encoder(stem=Columns(columns=FACTS["columns"], dim=16), depth=1, heads=2),
 }
 ON_COLUMNS = ("vime", "simclr", "byol", "barlow_twins", "vicreg", "data2vec")
-ON_IDS = ("simclr", "byol", "barlow_twins", "data2vec")  # written for images, and to serve words and items unchanged
+# written for images, and to serve words and items unchanged; and what is written for sentences
+ON_IDS = ("simclr", "byol", "barlow_twins", "data2vec", "simcse")
 
 
 def target(name: str) -> type[Objective]:

@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ssl_runner.datasets import fashion_mnist, folder, published
+from ssl_runner.datasets import fashion_mnist, folder, published, torchvision
 from ssl_runner.datasets import images as decoding
 from ssl_runner.datasets.base import Arrays, BrokenSample, Ragged, Source
 from ssl_runner.datasets.cifar import CIFAR10, CIFAR100
@@ -33,14 +33,15 @@ from ssl_runner.datasets.fashion_mnist import FashionMNIST, read_idx
 from ssl_runner.datasets.folder import Folder
 from ssl_runner.datasets.imagenet import ImageNet
 from ssl_runner.datasets.images import Images, read_image
-from ssl_runner.datasets.published import torchvision_datasets
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.datasets.stl10 import STL10
 from ssl_runner.datasets.svhn import SVHN
 from ssl_runner.datasets.table import Table
 from ssl_runner.datasets.text import Text
 from ssl_runner.datasets.text_pairs import TextPairs
+from ssl_runner.datasets.torchvision import torchvision_datasets
 from ssl_runner.errors import RequestError, RunError
+from ssl_runner.types import View
 
 REPO = Path(__file__).parents[1]
 SPLITS = ("pretrain", "train", "val", "test")
@@ -385,7 +386,7 @@ def test_the_command_to_fetch_works(tmp_path):
 def test_torchvision_of_another_torch(monkeypatch, build):
     versions = {"torch": f"2.14.1{build}", "torchvision": "0.20.0"}
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
-    monkeypatch.setattr(published.metadata, "version", versions.__getitem__)
+    monkeypatch.setattr(torchvision.metadata, "version", versions.__getitem__)
     with pytest.raises(RequestError) as error:
         torchvision_datasets()
     message = str(error.value)
@@ -940,14 +941,14 @@ class Ragged12(Ragged):
         return torch.full((1, index + 3, index + 4), index, dtype=torch.uint8)
 
 
-def two_crops(x: torch.Tensor) -> list[torch.Tensor]:
+def two_crops(inputs: list[View]) -> list[View]:
     """The sample's number plus noise, 2 x 2 and 3 x 3."""
     noise = [torch.randint(0, 100, (1, s, s), dtype=torch.uint8) for s in (2, 3)]
-    return [x[:, :1, :1] + n for n in noise]
+    return [{"x": inputs[0]["x"][:, :1, :1] + n} for n in noise]
 
 
-def first_pixel(x: torch.Tensor) -> list[torch.Tensor]:
-    return [x[:, :1, :1]]
+def first_pixel(inputs: list[View]) -> list[View]:
+    return [{"x": inputs[0]["x"][:, :1, :1]}]
 
 
 def as_fetched(samples):
@@ -1055,7 +1056,7 @@ def test_workers_together_name_a_broken_file_once(capfd):
 
 def test_views_that_leave_sizes_differing_are_a_request_error():
     with pytest.raises(RequestError, match=r"views: .*file0\.png.*file1\.png.*crop"):
-        Reading(Ragged12(), lambda x: [x], "skip", True).__getitems__(KEYS)
+        Reading(Ragged12(), lambda inputs: inputs, "skip", True).__getitems__(KEYS)
 
 
 def test_reading_is_quiet_about_what_pillow_thinks(tmp_path, monkeypatch, capsys):

@@ -32,7 +32,7 @@ from ssl_runner.objectives import dcl, moco_v3, nnclr, simclr, supcon, triplet
 from ssl_runner.optim.recipe import SGD
 from ssl_runner.optim.schedules import Constant
 from ssl_runner.parts.teacher import Teacher
-from ssl_runner.types import Batch, Loss, Objective, as_float
+from ssl_runner.types import Backbone, Batch, Loss, Objective, as_float
 from ssl_runner.views import HorizontalFlip
 from ssl_runner.views.base import Branch, Views
 from tests import test_contract as contract
@@ -148,6 +148,7 @@ class Rowwise(Objective):
 
     def __init__(self) -> None:
         super().__init__()
+        self.backbone = Backbone()
         self.weight = nn.Parameter(torch.ones(()))
 
     def forward(self, batch: Batch) -> Loss:
@@ -189,6 +190,7 @@ class Overflowing(Objective):
 
     def __init__(self) -> None:
         super().__init__()
+        self.backbone = Backbone()
         self.weight = nn.Parameter(torch.ones(()))
         self.steps: list[Tensor] = []
 

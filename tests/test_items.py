@@ -313,8 +313,8 @@ def test_in_a_share_of_the_samples_the_last_item_alone_is_hidden_drawn_anew(tmp_
         samples = part.__getitems__([(n, derive(epoch, n)) for n in range(len(part))])
         (view,) = samples["inputs"]
         ids, pad, unit = view["x"].long(), view["pad"], samples["unit"]
-        place, told = objective.choose(ids, pad, unit)
-        hidden = objective.corrupted(ids, place, told) == MASK
+        place, told = objective.hiding.choose(ids, pad, unit)
+        hidden = objective.hiding.corrupted(ids, place, told) == MASK
         several = (~pad).sum(1) > 3
         lone = unit[:, 0].eq(0) | ((unit == 0).any(1))
         alone.append(lone)

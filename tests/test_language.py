@@ -14,6 +14,7 @@ from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.errors import RequestError
 from ssl_runner.objectives import clm, electra, mlm
+from ssl_runner.parts.hiding import chosen, spans
 from ssl_runner.parts.ids import parts_of
 from ssl_runner.types import Batch
 
@@ -80,8 +81,8 @@ def test_the_masked_loss_is_the_mean_of_minus_log_p_at_the_told_places() -> None
     found = objective(batch(ids, pad))
     torch.manual_seed(5)
     may = torch.tensor([[int(i) not in (PAD, END, MASK) for i in row] for row in ids])
-    place, told = mlm.chosen(may, 0.15, None)
-    changed = objective.corrupted(ids, place, told)
+    place, told = chosen(may, 0.15, None)
+    changed = objective.hiding.corrupted(ids, place, told)
     total, right, count = 0.0, 0, 0
     for n in range(len(ids)):
         for k in range(place.shape[1]):
@@ -117,7 +118,7 @@ def test_so_many_are_told_of_each_sample_and_only_such_as_may_be(
     torch.manual_seed(seed)
     may = torch.rand(5, length) < 0.7
     may[0] = False
-    place, told = mlm.chosen(may, ratio, span)
+    place, told = chosen(may, ratio, span)
     for n in range(5):
         count = int(may[n].sum())
         places = place[n][told[n]].tolist()
@@ -131,8 +132,8 @@ def test_eight_in_ten_become_the_mask_one_another_id_and_one_stays() -> None:
     torch.manual_seed(0)
     ids = torch.randint(3, VOCAB, (4000, LENGTH))
     objective = masked()
-    place, told = mlm.chosen(torch.ones_like(ids, dtype=torch.bool), 0.15, None)
-    after = objective.corrupted(ids, place, told)
+    place, told = chosen(torch.ones_like(ids, dtype=torch.bool), 0.15, None)
+    after = objective.hiding.corrupted(ids, place, told)
     at = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, told)
     assert torch.equal(after[~at], ids[~at])
     became, was = after[at], ids[at]
@@ -145,12 +146,12 @@ def test_eight_in_ten_become_the_mask_one_another_id_and_one_stays() -> None:
 
 def test_what_is_hidden_is_drawn_anew() -> None:
     may = torch.ones(1, 60, dtype=torch.bool)
-    assert len({tuple(sorted(mlm.chosen(may, 0.15, None)[0][0].tolist())) for _ in range(20)}) == 20
+    assert len({tuple(sorted(chosen(may, 0.15, None)[0][0].tolist())) for _ in range(20)}) == 20
 
 
 def test_spans_hide_neighbours_and_are_cut_at_ten() -> None:
     torch.manual_seed(0)
-    score = mlm.spans(torch.rand(4000, 64), 3.8)
+    score = spans(torch.rand(4000, 64), 3.8)
     runs = []
     for row in score[:500].tolist():
         run = 1
@@ -167,7 +168,7 @@ def test_spans_hide_neighbours_and_are_cut_at_ten() -> None:
     may = torch.ones(2000, 64, dtype=torch.bool)
     together = {}
     for unit, span in (("token", None), ("span", 3.8)):
-        place, told = mlm.chosen(may, 0.15, span)
+        place, told = chosen(may, 0.15, span)
         at = torch.zeros_like(may).scatter(1, place, told)
         together[unit] = (at[:, 1:] & at[:, :-1]).sum() / at.sum()
     assert together["span"] > 3 * together["token"]
@@ -188,8 +189,8 @@ def test_the_electra_loss_is_the_generators_and_lambda_times_the_detectors() -> 
     torch.manual_seed(5)
     found = objective(batch(ids, pad))
     torch.manual_seed(5)
-    place, told = objective.generator.choose(ids, pad)
-    hidden = objective.generator.corrupted(ids, place, told)
+    place, told = objective.generator.hiding.choose(ids, pad)
+    hidden = objective.generator.hiding.corrupted(ids, place, told)
     at = torch.zeros_like(ids, dtype=torch.bool).scatter(1, place, told)
     assert (hidden[at] == MASK).all()
     logits = objective.generator.predict(hidden, ids, pad, place)

@@ -19,7 +19,7 @@ from ssl_runner.learner import Learner, Means
 from ssl_runner.objectives.simclr import SimCLR
 from ssl_runner.optim.recipe import SGD
 from ssl_runner.optim.schedules import Cosine
-from ssl_runner.types import Batch, Loss, Objective
+from ssl_runner.types import Backbone, Batch, Loss, Objective
 from ssl_runner.views.base import Branch, Views
 from tests.conftest import TINY
 
@@ -43,6 +43,7 @@ def learner(objective: nn.Module) -> Learner:
 class Constant(Objective):
     def __init__(self, value: float) -> None:
         super().__init__()
+        self.backbone = Backbone()
         self.weight = nn.Parameter(torch.tensor(value))
         self.progress: list[float] = []
 

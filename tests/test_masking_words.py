@@ -14,6 +14,7 @@ from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Discrete
 from ssl_runner.errors import RequestError
 from ssl_runner.objectives import mlm
+from ssl_runner.parts.hiding import chosen, firsts
 from ssl_runner.types import Batch, NextId
 
 VOCAB, LENGTH, PAD, END, MASK, UNKNOWN = 23, 16, 0, 1, 2, 3
@@ -59,7 +60,7 @@ def test_words_are_told_whole_and_as_many_as_fit(length: int, ratio: float, seed
     ids, _, unit = worded(6, length)
     may = ids > UNKNOWN
     torch.manual_seed(seed)
-    place, told = mlm.chosen(may, ratio, None, unit)
+    place, told = chosen(may, ratio, None, unit)
     found = at(place, told, length)
     assert not (found & ~may).any()
     for row in range(len(ids)):
@@ -78,17 +79,17 @@ def test_the_share_of_ids_told_is_about_the_ratio_and_every_word_has_its_turn() 
     ids, _, unit = worded(400, 128)
     may = ids > UNKNOWN
     torch.manual_seed(0)
-    found = at(*mlm.chosen(may, 0.15, None, unit), 128)
+    found = at(*chosen(may, 0.15, None, unit), 128)
     assert 0.93 * 0.15 < (found.sum() / may.sum()).item() <= 0.152
     first = torch.tensor([[len(set(row[:t])) < len(set(row[: t + 1])) for t in range(128)] for row in unit.tolist()])
     assert (found & first & may).sum() / (first & may).sum() == pytest.approx(0.145, abs=0.015)
-    again = at(*mlm.chosen(may, 0.15, None, unit), 128)
+    again = at(*chosen(may, 0.15, None, unit), 128)
     assert (found & again).sum() / found.sum() == pytest.approx(0.15, abs=0.03), "drawn anew"
 
 
 def test_ids_of_no_word_stand_alone() -> None:
     unit = torch.tensor([[-1, -1, 0, 0, 1, -1]])
-    assert mlm.firsts(unit).tolist() == [[0, 1, 2, 2, 4, 5]]
+    assert firsts(unit).tolist() == [[0, 1, 2, 2, 4, 5]]
 
 
 def test_an_id_that_is_never_hidden_may_stand_in_a_word() -> None:
@@ -97,7 +98,7 @@ def test_an_id_that_is_never_hidden_may_stand_in_a_word() -> None:
     unit = torch.tensor([[0, 0, 0, 1, 2, 3]])
     torch.manual_seed(0)
     for _ in range(30):
-        found = at(*mlm.chosen(may, 0.5, None, unit), 6)[0]
+        found = at(*chosen(may, 0.5, None, unit), 6)[0]
         assert found.sum() <= 2
         assert found[0] == found[2]
         assert not found[1]
@@ -140,8 +141,8 @@ def test_single_ids_are_hidden_whatever_their_words() -> None:
 
 def test_padding_is_not_hidden_whatever_id_it_has() -> None:
     ids, pad, unit = worded(60)
-    for hiding, words in ((masked(ratio=0.5), None), (masked(ratio=0.5, whole=True), unit)):
-        place, told = hiding.choose(ids.masked_fill(pad, 7), pad, words)
+    for objective, words in ((masked(ratio=0.5), None), (masked(ratio=0.5, whole=True), unit)):
+        place, told = objective.hiding.choose(ids.masked_fill(pad, 7), pad, words)
         found = at(place, told, LENGTH)
         assert found.any()
         assert not (found & pad).any()

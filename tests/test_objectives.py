@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ssl_runner.objectives.regression import Regression
 from ssl_runner.objectives.simclr import SimCLR, nt_xent
 from ssl_runner.objectives.supervised import Supervised
-from ssl_runner.types import Backbone
+from ssl_runner.types import Backbone, Batch
 
 
 class Flat(Backbone):
@@ -77,6 +78,30 @@ def test_supervised_is_cross_entropy_of_the_head() -> None:
     assert loss.item() == pytest.approx(sum(wanted) / 5, abs=1e-5)
     right = sum(max(range(3), key=row.__getitem__) == y for row, y in zip(scores, label.tolist(), strict=True))
     assert log["accuracy"].item() == pytest.approx(right / 5)
+
+
+@torch.no_grad()
+def test_what_learned_from_labels_is_scored_on_the_whole_part_and_not_by_batches() -> None:
+    torch.manual_seed(0)
+    x, label, value = torch.randn(7, 12), torch.tensor([0, 2, 1, 1, 0, 2, 2]), torch.randn(7)
+    supervised, regression = Supervised(Flat(), num_classes=3), Regression(Flat(), label_mean=2.0, label_std=3.0)
+
+    def batches(answer: Tensor) -> list[Batch]:
+        parts = zip(x.split([4, 3]), answer.split([4, 3]), strict=True)
+        return [{"views": [{"x": each}], "label": known} for each, known in parts]
+
+    scores = supervised.eval().scores(batches(label))
+    guess = supervised.predict({"x": x}).argmax(1)
+    assert scores["accuracy"] == pytest.approx((guess == label).float().mean().item())
+    pairs = [(((guess == c) & (label == c)).sum(), (guess == c).sum() + (label == c).sum()) for c in range(3)]
+    f1 = [2 * both.item() / either.item() for both, either in pairs if either]
+    assert scores["f1"] == pytest.approx(sum(f1) / len(f1))
+
+    scores = regression.eval().scores(batches(value))
+    error = regression.predict({"x": x}) - value
+    assert scores["mae"] == pytest.approx(error.abs().mean().item())
+    spread = (value - value.mean()).square().sum()
+    assert scores["r2"] == pytest.approx(1 - (error.square().sum() / spread).item())
 
 
 def test_a_frozen_backbone_keeps_its_weights_and_statistics() -> None:

@@ -248,8 +248,8 @@ def test_maes_finetuning_slows_down_towards_the_input() -> None:
 )
 def test_multi_crops_are_as_many_and_as_large_as_in_the_paper(name: str, seen: tuple[int, int]) -> None:
     filled = build.fill(composed(name), {**FACTS, "shape": (3, 224, 224), "size": 224})
-    crops = build.make(filled["views"]).crops(torch.zeros(3, 250, 250))
-    assert [crop.shape[-1] for crop in crops] == [224] * seen[0] + [96] * seen[1]
+    crops = build.make(filled["views"]).crops([{"x": torch.zeros(3, 250, 250)}])
+    assert [crop["x"].shape[-1] for crop in crops] == [224] * seen[0] + [96] * seen[1]
 
 
 # -- the embedded one, run ---------------------------------------------------------------------------------------

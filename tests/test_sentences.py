@@ -183,8 +183,8 @@ def test_the_loss_of_pairs_is_that_of_the_hidden_ids_and_of_the_verdict(make: ty
     pairs = objective.pairs(batch(ids, pad))
     assert not pairs.told.all()
     tasks, backbone = objective.tasks, objective.backbone
-    place, told = tasks.words.choose(pairs.ids, pairs.pad)
-    changed = tasks.words.corrupted(pairs.ids, place, told)
+    place, told = tasks.hiding.choose(pairs.ids, pairs.pad)
+    changed = tasks.hiding.corrupted(pairs.ids, place, told)
     part = parts_of(ids if make is ordered else pairs.ids, END)
     filling, verdicts, right = [], [], []
     for n in range(8):
@@ -195,8 +195,8 @@ def test_the_loss_of_pairs_is_that_of_the_hidden_ids_and_of_the_verdict(make: ty
         tokens = backbone.encode(tokens, pairs.pad[n : n + 1], part=part[n : n + 1])[0]  # type: ignore[index]
         for k in range(place.shape[1]):
             if told[n, k]:
-                z = tasks.words.head.transform(tokens[place[n, k]])
-                scores = backbone.stem.table.weight @ z + tasks.words.head.bias
+                z = tasks.head.transform(tokens[place[n, k]])
+                scores = backbone.stem.table.weight @ z + tasks.head.bias
                 filling.append(-float(scores.log_softmax(0)[pairs.ids[n, place[n, k]]]))
         if pairs.told[n]:
             own = [tokens[t] for t in range(LENGTH) if pairs.inside[n, t]]

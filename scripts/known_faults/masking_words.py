@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from known_faults.fault import Fault, fault
+from known_faults.fault import OBJECTIVES, PARTS, Fault, fault
 
 FAULTS: dict[int, list[Fault]] = {
     32: [
         fault(
             "nine in ten of the hidden ids become the mask",
             "test_language.py::test_eight_in_ten_become_the_mask_one_another_id_and_one_stays",
-            "ssl_runner/objectives/mlm.py",
+            f"{OBJECTIVES}/mlm.py",
             "mask_share: Share = 0.8,",
             "mask_share: Share = 0.9,",
         ),
         fault(
             "none is replaced by another id",
             "test_language.py::test_eight_in_ten_become_the_mask_one_another_id_and_one_stays",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             "        after = torch.where((kind >= self.mask_share) & (kind < self.mask_share + self.random_share), "
             "other, after)\n",
             "",
@@ -24,7 +24,7 @@ FAULTS: dict[int, list[Fault]] = {
         fault(
             "ids that are not hidden are in the loss",
             "test_language.py::test_the_masked_loss_is_the_mean_of_minus_log_p_at_the_told_places",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/ids.py",
             "return masked_mean(losses.view(told.shape), told)",
             "return losses.mean()",
         ),
@@ -32,7 +32,7 @@ FAULTS: dict[int, list[Fault]] = {
             "special ids are hidden, and drawn",
             """test_language.py::test_eight_in_ten_become_the_mask_one_another_id_and_one_stays
             test_language.py::test_what_is_shown_of_ids""",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             "hidden = {*special, mask} | ({separator} if separator is not None else set())",
             "hidden: set[int] = set()",
         ),
@@ -40,7 +40,7 @@ FAULTS: dict[int, list[Fault]] = {
             "padding is hidden",
             """test_masking_words.py::test_padding_is_not_hidden_whatever_id_it_has
             test_language.py::test_so_many_are_told_of_each_sample_and_only_such_as_may_be""",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             "may if pad is None else may & ~pad",
             "may",
         ),
@@ -48,7 +48,7 @@ FAULTS: dict[int, list[Fault]] = {
             "the same ids of a sample are hidden every time",
             """test_language.py::test_what_is_hidden_is_drawn_anew
             test_masking_words.py::test_the_share_of_ids_told_is_about_the_ratio_and_every_word_has_its_turn""",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             "    score = torch.rand(batch, length)\n",
             "    score = torch.rand(batch, length, generator=torch.Generator().manual_seed(0))\n",
         ),
@@ -56,42 +56,42 @@ FAULTS: dict[int, list[Fault]] = {
             "parts of words are hidden",
             """test_masking_words.py::test_words_are_told_whole_and_as_many_as_fit
             test_masking_words.py::test_the_objective_hides_whole_words_in_training_and_in_what_it_shows""",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             "        told = told & (end <= wanted)\n",
             "",
         ),
         fault(
             "words are asked for and ids are hidden one by one",
             "test_masking_words.py::test_the_objective_hides_whole_words_in_training_and_in_what_it_shows",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             "self.span, unit if self.whole else None)",
             "self.span, None)",
         ),
         fault(
             "words that are longer than may be hidden keep their place in the order",
             "test_masking_words.py::test_words_are_told_whole_and_as_many_as_fit",
-            "ssl_runner/objectives/mlm.py",
+            f"{PARTS}/hiding.py",
             ".masked_fill(size > wanted, 1.5)",
             "",
         ),
         fault(
             "each rank divides by its own count of hidden ids",
             "test_contract.py::test_two_ranks_learn_what_one_learns_from_the_joined_batch[mlm-ids]",
-            "ssl_runner/parts/patches.py",
+            f"{PARTS}/patches.py",
             "    if world_size() > 1:\n        dist.all_reduce(count)",
             "    if False:\n        dist.all_reduce(count)",
         ),
         fault(
             "the mask of what follows is put over the last id",
             "test_masking_words.py::test_what_follows_is_told_by_a_mask_behind_the_last_id",
-            "ssl_runner/objectives/mlm.py",
+            f"{OBJECTIVES}/mlm.py",
             "end = torch.where(pad, 0, at + 1).amax(1, keepdim=True)",
             "end = torch.where(pad, 0, at).amax(1, keepdim=True)",
         ),
         fault(
             "the mask of what follows counts as padding",
             "test_masking_words.py::test_what_follows_is_told_by_a_mask_behind_the_last_id",
-            "ssl_runner/objectives/mlm.py",
+            f"{OBJECTIVES}/mlm.py",
             "pad.scatter(1, place, False)",
             "pad",
         ),

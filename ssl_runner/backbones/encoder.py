@@ -94,6 +94,9 @@ class Encoder(TokenBackbone):
     def vocabulary(self) -> Tensor | None:
         return self.stem.vocabulary()
 
+    def padding(self, pad: Tensor) -> Tensor:
+        return self.stem.padding(pad)
+
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, ...) -> (B, dim). pad: (B, L), True at padding; a sample of nothing else gives zeros."""
         tokens = self.encode(self.embed(self.patchify(x)), pad)

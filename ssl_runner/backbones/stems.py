@@ -31,6 +31,10 @@ class Stem(nn.Module):
         """(V, dim), the embedding of each id; None where patches are values."""
         return None
 
+    def padding(self, pad: Tensor) -> Tensor:
+        """(B, n) bool along the input's last axis, True at padding -> (B, L), which patches hold nothing else."""
+        return pad
+
 
 class Continuous(Stem):
     """Real-valued signals of any rank (series, audio, images, video), cut into equal blocks.
@@ -79,6 +83,11 @@ class Continuous(Stem):
         blocks = patches.reshape(len(patches), *self.grid, self.shape[0], *self.block)
         woven = [axis for n in range(rank) for axis in (1 + n, 2 + rank + n)]
         return blocks.permute(0, 1 + rank, *woven).reshape(len(patches), *self.shape)
+
+    def padding(self, pad: Tensor) -> Tensor:
+        """(B, dr) -> (B, L): a block is padding if all of its places along the last axis are."""
+        ends = pad.view(len(pad), self.grid[-1], self.block[-1]).all(2)
+        return ends.repeat(1, math.prod(self.grid[:-1]))
 
     def forward(self, patches: Tensor) -> Tensor:
         """(B, L, P), all blocks -> (B, L, dim)."""

@@ -23,11 +23,11 @@ Key = tuple[int, int]
 class Arrays(Dataset):
     """Equal-sized samples held in memory and fetched a batch at a time.
 
-    x: (N, ...), uint8 for intensities; label: (N,) int64, or None where there are none.
+    x: (N, ...), uint8 for intensities. label: (N,) int64, target: (N, ...), as in Samples; None where there are none.
     """
 
-    def __init__(self, x: Tensor, label: Tensor | None = None):
-        self.x, self.label = x, label
+    def __init__(self, x: Tensor, label: Tensor | None = None, target: Tensor | None = None):
+        self.x, self.label, self.target = x, label, target
 
     def __len__(self) -> int:
         return len(self.x)
@@ -35,22 +35,26 @@ class Arrays(Dataset):
     def __getitems__(self, keys: Sequence[Key]) -> Samples:
         index = torch.tensor([k for k, _ in keys], dtype=torch.int64)
         samples: Samples = {"inputs": [{"x": self.x[index]}], "index": index}
-        if self.label is not None:
-            samples["label"] = self.label[index]
-        return samples
+        return with_answers(samples, self, index)
 
 
 class Ragged(Dataset):
     """Samples that differ in size, read one by one in a data worker."""
 
     label: Tensor | None
+    target: Tensor | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError
 
     def read(self, index: int) -> Tensor:
-        """One sample, (C, h, w) uint8. Raises BrokenSample when it can't be read."""
+        """One sample, (C, ...). Raises BrokenSample when it can't be read. Random draws, such as where to begin in a
+        long file, come from torch's CPU generator, which is seeded for each sample."""
         raise NotImplementedError
+
+    def inputs(self, index: int) -> list[View]:
+        """All inputs of one sample: one, but for pairs."""
+        return [{"x": self.read(index)}]
 
     def reading(self) -> AbstractContextManager:
         """Entered around the reads of a batch: what they need set up, such as a library's warnings turned off."""
@@ -59,6 +63,15 @@ class Ragged(Dataset):
     def name(self, index: int) -> str:
         """What to call this sample in an error message: its file."""
         raise NotImplementedError
+
+
+def with_answers(samples: Samples, dataset: Arrays | Ragged, index: Tensor) -> Samples:
+    """The samples at these places of a dataset, with the labels and targets that it has for them."""
+    if dataset.label is not None:
+        samples["label"] = dataset.label[index]
+    if dataset.target is not None:
+        samples["target"] = dataset.target[index]
+    return samples
 
 
 class BrokenSample(Exception):
@@ -71,12 +84,18 @@ class Source:
 
     ``facts`` are what other parts may ask for by parameter name: a required argument of a view, backbone,
     objective or evaluator that the config leaves out is filled from here.
-      shape        of one sample as a backbone sees it, e.g. (3, 32, 32)
+      shape        of one sample, brought to size, e.g. (3, 32, 32); what views make of it is what a backbone is told
       size         the last of shape: the side to which crops are brought
       mean, std    per channel, on the scale 0..1, of the training part
       num_classes  0 where there are no labels, and where these are values
       label_mean, label_std  of labels that are values, over the train part
       columns      of a table: for each its number of categories, 0 where it holds numbers
+      words        of text: the tokenizer.json that says what its ids spell, where there is one
+      frames       of a clip, the first of shape's sides
+      rate         of a signal: values a second along the last axis
+      horizon      of series: how many values behind a sample are its target
+      alphabet     of transcripts: what each id of a target spells; the first, "", is CTC's blank
+      second       of pairs: the facts of their second input, for what stands under a key of this name in the config
     and, of every source, `samples`: how many its pretrain part has.
     """
 
@@ -95,6 +114,11 @@ class Source:
         """A part as an objective without labels is scored on it: where `pretrain` is cut otherwise than `train`, the
         same way."""
         return self.split(name)
+
+    def past(self, split: Split) -> list[Tensor] | None:
+        """Where a sample is a sequence of ids and its label the one that follows: all ids before that, for each sample
+        of a part, also those that the sample has no room for. None elsewhere."""
+        return None
 
     def pinned(self) -> dict[str, Any]:
         """Arguments as they are from now on, for a run to keep: what was made on opening and must not be made anew,

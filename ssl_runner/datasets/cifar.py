@@ -9,7 +9,8 @@ import torch
 
 from ssl_runner.datasets.base import Arrays, Source, Split
 from ssl_runner.datasets.images import image_facts
-from ssl_runner.datasets.published import Published, fetch_and_unpack, hold_out, home, torchvision_datasets
+from ssl_runner.datasets.published import fetch_and_unpack, home
+from ssl_runner.datasets.torchvision import Published, hold_out, torchvision_datasets
 
 # The 100 fine classes, in the order of their labels.
 FINE = """

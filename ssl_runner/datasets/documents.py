@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 from ssl_runner.datasets.base import BrokenSample
-from ssl_runner.datasets.folder import PARTS, find_images, lay_out, top
+from ssl_runner.datasets.layout import PARTS, find_files, lay_out, top
 from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
 from ssl_runner.errors import RequestError, nearest
@@ -144,7 +144,7 @@ def folder(
 def _of_one_kind(root: str, extension: Extension) -> tuple[str, list[str]]:
     wanted = EXTENSIONS if extension == "auto" else (extension,)
     files: dict[str, list[str]] = {}
-    for file in find_images(root, wanted):
+    for file in find_files(root, wanted):
         files.setdefault(os.path.splitext(file)[1].lower(), []).append(file)
     if not files:
         others = sorted({os.path.splitext(f)[1] or f for _, _, names in os.walk(root) for f in names})

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Source, Split
 from ssl_runner.datasets.images import image_facts
-from ssl_runner.datasets.published import hold_out, home, torchvision_datasets
+from ssl_runner.datasets.published import home
+from ssl_runner.datasets.torchvision import hold_out, torchvision_datasets
 from ssl_runner.errors import RequestError
 
 DEBIAN = "/usr/share/datasets/fashion-mnist"  # where the package dataset-fashion-mnist puts them

@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from typing import Literal
 
 import torch
-from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, BrokenSample, Source, Split
 from ssl_runner.datasets.images import Images, image_facts, image_size, quiet_pillow
+from ssl_runner.datasets.layout import class_names, find_files, label_of, lay_out
 from ssl_runner.datasets.published import home
+from ssl_runner.datasets.reading import readable
 from ssl_runner.datasets.splits import stratified
-from ssl_runner.errors import RequestError, RunError, nearest
+from ssl_runner.errors import RequestError
 
 Extension = Literal[".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
 EXTENSIONS: tuple[Extension, ...] = (
     *(".bmp", ".gif", ".jpeg", ".jpg", ".pgm"),
     *(".png", ".ppm", ".tif", ".tiff", ".webp"),
 )
-PARTS = ("train", "val", "test")
-LAYOUTS = "put images in <root>/<class>/, <root>/{train,val,test}/<class>/ or, without classes, <root> itself"
+KIND = "images"
 CACHE = 1 << 30  # bytes of decoded images that are held in memory
-NAMED = 10  # broken files named in one warning
 
 
 class Folder(Source):
@@ -70,8 +68,8 @@ class Folder(Source):
             raise RequestError(f"data.val={val}, data.test={test}: give shares from 0 that leave some for training")
         self.on_broken, self._cache, self._channels = on_broken, cache, channels
         self._root = home(root)
-        found = lay_out(self._root, list(find_images(self._root, extensions)), extensions)
-        self.classes = class_names(self._root, found)
+        found = lay_out(self._root, list(find_files(self._root, extensions, KIND)), extensions, KIND)
+        self.classes = class_names(self._root, found, KIND)
         self.labelled = bool(self.classes)
         self._parts = {
             part: Images(os.path.join(self._root, folder), files, label_of(files, self.classes), channels)
@@ -81,8 +79,8 @@ class Folder(Source):
         self.facts = image_facts(
             channels=channels,
             size=size,
-            mean=_per_channel("mean", mean, channels, (0.485, 0.456, 0.406)),
-            std=_per_channel("std", std, channels, (0.229, 0.224, 0.225)),
+            mean=per_channel("mean", mean, channels, (0.485, 0.456, 0.406)),
+            std=per_channel("std", std, channels, (0.229, 0.224, 0.225)),
             num_classes=len(self.classes),
         )
         self._opened: dict[str, Arrays | Images] = {}
@@ -121,7 +119,7 @@ class Folder(Source):
         return common
 
 
-def _per_channel(
+def per_channel(
     key: str, given: Sequence[float] | None, channels: int, usual: tuple[float, float, float]
 ) -> tuple[float, ...]:
     if given is None:
@@ -132,102 +130,6 @@ def _per_channel(
             f"data.{key}={list(given)}: give {channels} {kind}, one for each of data.channels={channels}"
         )
     return tuple(given)
-
-
-# --- the layout -----------------------------------------------------------------------------------------
-
-
-def find_images(root: str, extensions: Sequence[str] = EXTENSIONS) -> Iterator[str]:
-    """The paths, relative to root, of all files with these extensions, each folder's in sorted order.
-
-    Links are followed, but not into a folder that they are in. Raises RequestError for a folder that can't be
-    read.
-    """
-    yield from _walk(root, "", frozenset(e.lower() for e in extensions), ())
-
-
-def _walk(root: str, inside: str, extensions: frozenset[str], above: tuple[tuple[int, int], ...]) -> Iterator[str]:
-    folder = os.path.join(root, inside)
-    try:
-        found = os.stat(folder)
-        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
-    except OSError as error:
-        raise RequestError(f"data.root: {folder!r} can't be read ({error.strerror}); {LAYOUTS}") from error
-    here = (found.st_dev, found.st_ino)
-    if here in above:
-        return
-    for entry in entries:
-        path = os.path.join(inside, entry.name)
-        if entry.name.startswith("."):
-            continue
-        if entry.is_dir():
-            yield from _walk(root, path, extensions, (*above, here))
-        elif os.path.splitext(path)[1].lower() in extensions and (entry.is_file() or entry.is_symlink()):
-            yield path  # a link to nothing as well: it is a broken sample, not an absent one
-
-
-def top(path: str) -> str | None:
-    """The first folder of a relative path; None for a file that is in no folder."""
-    first, rest, _ = path.partition(os.sep)
-    return first if rest else None
-
-
-def lay_out(root: str, files: Sequence[str], extensions: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """The files below root -> for each part of the layout, its folder within root and its files within that.
-
-    Raises RequestError where there are no files, or where it can't be told parts from classes.
-    """
-    if not files:
-        raise RequestError(f"data.root={root!r}: no images ({', '.join(extensions)}) in it; {LAYOUTS}")
-    tops = {top(f) for f in files}
-    parts, others = tops & set(PARTS), {str(t) for t in tops - set(PARTS) - {None}}
-    if "train" not in parts:
-        if parts and not others:
-            raise RequestError(f"data.root={root!r}: there is {', '.join(sorted(map(str, parts)))} but no train folder")
-        return {"train": ("", list(files))}
-    # "train" may also be the name of a class: then it holds images itself and stands among other classes.
-    holds_classes = not any(top(f) == "train" and f.count(os.sep) == 1 for f in files)
-    if others and (holds_classes or len(parts) > 1):
-        odd = min(others)
-        raise RequestError(
-            f"data.root={root!r}: beside train there is {odd!r}, which is no part of a data set"
-            f"{nearest(odd, PARTS)}; rename it or move it away"
-        )
-    if others:
-        return {"train": ("", list(files))}
-    if None in tops:
-        raise RequestError(f"data.root={root!r}: {_loose(files)!r} is in none of the parts; move it into one, or away")
-    return {part: (part, [f[len(part) + 1 :] for f in files if top(f) == part]) for part in PARTS if part in parts}
-
-
-def _loose(files: Sequence[str]) -> str:
-    return next(f for f in files if top(f) is None)
-
-
-def class_names(root: str, found: dict[str, tuple[str, list[str]]]) -> tuple[str, ...]:
-    """The class folders of train, sorted; none where its images are in no folder.
-
-    Raises RequestError where some are and some are not, or where another part has a class that train has not.
-    """
-    tops = {part: {top(f) for f in files} for part, (_, files) in found.items()}
-    for part, (folder, files) in found.items():
-        where = os.path.join(root, folder)
-        if None in tops[part] and len(tops[part]) > 1:
-            raise RequestError(
-                f"data.root: {os.path.join(where, _loose(files))!r} stands beside class folders; "
-                "move it into one, or away"
-            )
-        unknown = tops[part] - tops["train"]
-        if unknown:
-            kind = "images without classes" if None in unknown else f"the class {min(map(str, unknown))!r}"
-            raise RequestError(f"data.root: {where!r} has {kind}, which {os.path.join(root, 'train')!r} has not")
-    return tuple(sorted(t for t in tops["train"] if t is not None))
-
-
-def label_of(files: Sequence[str], classes: Sequence[str]) -> Tensor | None:
-    """(N,) int64, each file's class by its top folder; None where there are no classes."""
-    number = {name: n for n, name in enumerate(classes)}
-    return torch.tensor([number[str(top(f))] for f in files], dtype=torch.int64) if classes else None
 
 
 # --- the cache ------------------------------------------------------------------------------------------
@@ -261,14 +163,7 @@ def decode_all(images: Images, size: tuple[int, int], on_broken: Literal["skip",
             faults = list(pool.map(decode, range(len(images))))
     except _OtherSize:
         return None
-    broken = [str(fault) for fault in faults if fault is not None]
-    if not broken:
+    kept = readable(faults, on_broken)
+    if kept.all():
         return Arrays(x, images.label)
-    if on_broken == "stop":
-        raise RunError(f"{broken[0]}; mend or remove it, or set data.on_broken=skip")
-    if len(broken) == len(images):
-        raise RunError(f"none of the {len(images)} samples can be read; the first: {broken[0]}")
-    more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
-    print(f"warning: left out {len(broken)} broken samples: {'; '.join(broken[:NAMED])}{more}", file=sys.stderr)
-    kept = torch.tensor([fault is None for fault in faults])
     return Arrays(x[kept], None if images.label is None else images.label[kept])

@@ -10,10 +10,12 @@ from typing import Literal
 import torch
 
 from ssl_runner.datasets.base import Source, Split
-from ssl_runner.datasets.folder import class_names, find_images, label_of
+from ssl_runner.datasets.folder import EXTENSIONS
 from ssl_runner.datasets.images import Images, image_facts
-from ssl_runner.datasets.published import home, torchvision_datasets
+from ssl_runner.datasets.layout import class_names, find_files, label_of
+from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
+from ssl_runner.datasets.torchvision import torchvision_datasets
 from ssl_runner.errors import RequestError
 
 
@@ -78,7 +80,7 @@ class ImageNet(Source):
                 raise RequestError(f"data.root={self._root!r}: {error}") from error
             files = [os.path.relpath(path, folder) for path, _ in listed.samples]
             return Images(folder, files, torch.tensor(listed.targets, dtype=torch.int64))
-        files = list(find_images(folder))
+        files = list(find_files(folder, EXTENSIONS))
         wnids = class_names(self._root, {"train": (part, files)})
         if len(wnids) != len(self.classes):
             raise RequestError(

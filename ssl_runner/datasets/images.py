@@ -8,7 +8,7 @@ import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -97,8 +97,8 @@ def image_size(file: str) -> tuple[int, int]:
         return image.size
 
 
-def read_image(file: str, channels: Literal[1, 3] = 3) -> Tensor:
-    """(channels, h, w) uint8, upright.
+def read_image(file: str, channels: Literal[1, 3] = 3, content: BinaryIO | None = None) -> Tensor:
+    """(channels, h, w) uint8, upright. content: what is in the file, where it is none of its own.
 
     EXIF orientation is applied, transparency is laid over white, 16-bit grey is scaled to 8, and colour turns
     to grey, or grey to colour, as asked. Of an animation the first frame is read. Raises BrokenSample for
@@ -106,7 +106,7 @@ def read_image(file: str, channels: Literal[1, 3] = 3) -> Tensor:
     """
     from PIL import Image, ImageOps
 
-    with _opened(file) as image:
+    with _opened(file, content) as image:
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode == "F":
             raise ValueError("its pixels are floating-point numbers, with no fixed range")
@@ -122,12 +122,12 @@ def read_image(file: str, channels: Literal[1, 3] = 3) -> Tensor:
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Any]:
+def _opened(file: str, content: BinaryIO | None = None) -> Iterator[Any]:
     """An image with its header read and judged; every fault of the file in the body becomes BrokenSample."""
     from PIL import Image, UnidentifiedImageError
 
     try:
-        with Image.open(file, formats=FORMATS) as image:
+        with Image.open(content or file, formats=FORMATS) as image:
             limit = Image.MAX_IMAGE_PIXELS
             if limit is not None and image.width * image.height > limit:
                 raise ValueError(f"its {image.width} x {image.height} pixels are more than the limit of {limit}")

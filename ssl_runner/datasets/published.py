@@ -1,91 +1,31 @@
-"""What torchvision's data sets share: their files, where they come from, and the part held out."""
+"""What others have published: where its files are looked for, and the commands that fetch them."""
 
 from __future__ import annotations
 
 import os
 import shlex
-from collections.abc import Callable, Mapping
-from importlib import metadata
+from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import TypeVar
 
-from ssl_runner.datasets.base import Arrays, Split
-from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError
 
-T = TypeVar("T")
 
+def folder_of(title: str, root: str, places: Sequence[str], files: Sequence[str], command: str) -> str:
+    """The folder of a data set's files: of the places below root the one with most of them, the first of equals.
 
-def torchvision_datasets() -> ModuleType:
-    """torchvision.datasets. Raises RequestError where it is missing or was built for another torch."""
-    try:
-        import torchvision.datasets
-    except (ImportError, RuntimeError, OSError, AttributeError) as error:
-        have = {name: _version(name) for name in ("torch", "torchvision")}
-        number, _, build = (have["torch"] or "").partition("+")
-        command = f"pip install --force-reinstall torch=={number} torchvision"
-        if build:  # a build from PyTorch's own index: for one CUDA version, or for none
-            command += f" --index-url https://download.pytorch.org/whl/{build}"
-        found = ", ".join(f"{name} {version or 'not'} installed" for name, version in have.items())
-        raise RequestError(f"torchvision can't be loaded ({error}); {found}; run `{command}`") from error
-    return torchvision.datasets
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-class Published:
-    """The files of one of torchvision's data sets.
-
-    title: its name for a reader. root: torchvision's root folder. files: path under root -> MD5.
-    command: a shell command that fetches them.
+    title: its name for a reader. command: a shell command that fetches it. Raises RequestError where a file is missing.
     """
-
-    def __init__(self, *, title: str, root: str, files: Mapping[str, str], command: str):
-        self.title, self.root, self.files, self.command = title, root, files, command
-
-    def provide(self, download: Callable[[], object] | None) -> None:
-        """Sees that all files are there, with `download` where one is missing. Raises RequestError."""
-        missing = [f for f in self.files if not os.path.isfile(os.path.join(self.root, f))]
-        if missing and download is None:
-            raise RequestError(
-                f"data.root={self.root!r}: {self.title} is not there ({missing[0]!r} is missing); add "
-                f"data.download=true, run `{self.command}`, or set data.root to the folder that has it"
-            )
-        if missing and download is not None:
-            try:
-                download()
-            except (OSError, RuntimeError, EOFError) as error:
-                raise RequestError(
-                    f"data.download=true: {self.title} could not be fetched ({error}); run `{self.command}`"
-                ) from error
-
-    def load(self, loader: Callable[[], T]) -> T:
-        """What `loader` gives. Raises RequestError that names the file that is not as published."""
-        try:
-            return loader()
-        except (OSError, RuntimeError, EOFError) as error:
-            from torchvision.datasets.utils import check_integrity
-
-            paths = {os.path.join(self.root, f): md5 for f, md5 in self.files.items()}
-            bad = [path for path, md5 in paths.items() if not check_integrity(path, md5)]
-            if not bad:
-                raise RequestError(f"data.root={self.root!r}: {self.title} can't be read: {error}") from error
-            raise RequestError(
-                f"{bad[0]!r} is corrupt: its MD5 is not the published one; remove it and run `{self.command}`"
-            ) from error
-
-
-def hold_out(whole: Arrays, share: float = 0.1) -> dict[Split, Arrays]:
-    """Labelled training data -> its parts, a fixed stratified `share` of it for validation."""
-    assert whole.label is not None
-    train, val = (Arrays(whole.x[i], whole.label[i]) for i in stratified(whole.label, (1 - share, share)))
-    return {"pretrain": train, "train": train, "val": val}
+    folders = [os.path.join(root, place) for place in places]
+    absent = [[file for file in files if not os.path.isfile(os.path.join(folder, file))] for folder in folders]
+    missing, folder = min(zip(absent, folders, strict=True), key=lambda each: len(each[0]))
+    if missing:
+        state = "is not there" if len(missing) == len(files) else "is not whole"
+        more = f", and {len(missing) - 1} more of {len(files)} files" if len(missing) > 1 else ""
+        raise RequestError(
+            f"data.root={root!r}: {title} {state} ({missing[0]!r} is missing{more}); run `{command}`, or set data.root "
+            "to the folder that has it"
+        )
+    return folder
 
 
 def fetch_and_unpack(url: str, root: str) -> str:
@@ -98,6 +38,13 @@ def pack_and_unpack(package: str, root: str) -> str:
     """The shell command that puts a package of npm into root."""
     folder = shlex.quote(root)
     return f'mkdir -p {folder} && tar xzf "$(npm pack --silent {package})" -C {folder}'
+
+
+def debian(packages: Sequence[str], root: str) -> str:
+    """The shell command that unpacks packages of Debian into root; nothing is installed."""
+    folder, names = shlex.quote(root), " ".join(packages)
+    unpack = "for each in *.deb; do dpkg -x $each .; done"
+    return f"mkdir -p {folder} && cd {folder} && apt-get download {names} && {unpack}"
 
 
 def home(root: str) -> str:

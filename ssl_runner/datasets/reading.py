@@ -10,15 +10,17 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssl_runner.datasets.base import BrokenSample, Key, Ragged
+from ssl_runner.datasets.base import BrokenSample, Key, Ragged, with_answers
 from ssl_runner.errors import RequestError, RunError
-from ssl_runner.types import Samples
+from ssl_runner.types import Samples, View
+
+NAMED = 10  # broken files named in one warning
 
 
 class Reading(Dataset):
     """Serves a Ragged to a DataLoader whose batch sampler yields lists of keys (position, seed).
 
-    crops: one sample (C, h, w) -> its crops, the n-th of the same size for all samples. Random draws come
+    crops: the inputs of one sample -> its crops, the n-th of the same size for all samples. Random draws come
     from torch's CPU generator, set from the key's seed: what a key gives does not depend on which worker
     serves it, or with which other keys.
     on_broken: "stop" raises RunError at a file that can't be read; "skip" names it once on stderr and goes
@@ -29,7 +31,7 @@ class Reading(Dataset):
     def __init__(
         self,
         dataset: Ragged,
-        crops: Callable[[Tensor], list[Tensor]],
+        crops: Callable[[list[View]], list[View]],
         on_broken: Literal["skip", "stop"],
         replace: bool,
     ):
@@ -41,7 +43,7 @@ class Reading(Dataset):
         return len(self.dataset)
 
     def __getitems__(self, keys: Sequence[Key]) -> Samples:
-        """Samples of B keys, with (B, C, S, S) uint8 for each crop.
+        """Samples of B keys, with (B, C, ...) for each crop.
 
         Raises RunError when nothing in the dataset can be read, and RequestError when the crops of two
         samples differ in size.
@@ -55,26 +57,22 @@ class Reading(Dataset):
             spare = self._draw(keys[0], replace=True)
             assert spare is not None
             empty = self._collate([spare])
-        for view in empty["inputs"]:
-            view["x"] = view["x"][:0]
-        empty["index"] = empty["index"][:0]
-        if "label" in empty:
-            empty["label"] = empty["label"][:0]
-        return empty
+        inputs = [{name: tensor[:0] for name, tensor in view.items()} for view in empty["inputs"]]
+        none = empty["index"][:0]
+        return with_answers({"inputs": inputs, "index": none, "cropped": True}, self.dataset, none)
 
-    def _draw(self, key: Key, replace: bool) -> tuple[int, list[Tensor]] | None:
+    def _draw(self, key: Key, replace: bool) -> tuple[int, list[View]] | None:
         """The position that was read, which is another than asked for if that is broken, and its crops."""
         index, seed = key
         for place in range(index, index + (len(self) if replace else 1)):
             place %= len(self)
+            torch.default_generator.manual_seed(seed)  # torch.manual_seed would seed the accelerator too
             try:
-                sample = self.dataset.read(place)
+                inputs = self.dataset.inputs(place)
             except BrokenSample as error:
                 self._report(place, error)
                 continue
-            # torch.manual_seed would seed the accelerator too
-            torch.default_generator.manual_seed(seed)
-            return place, self.crops(sample)
+            return place, self.crops(inputs)
         if replace:
             raise RunError(f"none of the {len(self)} samples can be read; the last one tried: {self._name(place)}")
         return None
@@ -89,20 +87,33 @@ class Reading(Dataset):
     def _name(self, index: int) -> str:
         return repr(self.dataset.name(index))
 
-    def _collate(self, rows: list[tuple[int, list[Tensor]]]) -> Samples:
+    def _collate(self, rows: list[tuple[int, list[View]]]) -> Samples:
         index = torch.tensor([place for place, _ in rows], dtype=torch.int64)
         inputs = []
         for crops in zip(*(crops for _, crops in rows), strict=True):
-            odd = next((n for n, crop in enumerate(crops) if crop.shape != crops[0].shape), None)
+            shapes = [tuple(crop["x"].shape) for crop in crops]
+            odd = next((n for n, shape in enumerate(shapes) if shape != shapes[0]), None)
             if odd is not None:
                 raise RequestError(
                     "views: the samples differ in size and the views leave them so "
-                    f"({self._name(rows[0][0])} gives {tuple(crops[0].shape)}, "
-                    f"{self._name(rows[odd][0])} {tuple(crops[odd].shape)}): "
+                    f"({self._name(rows[0][0])} gives {shapes[0]}, {self._name(rows[odd][0])} {shapes[odd]}): "
                     "begin every branch with a random crop or a resize, or set views.fit"
                 )
-            inputs.append({"x": torch.stack(crops)})
-        samples: Samples = {"inputs": inputs, "index": index, "cropped": True}
-        if self.dataset.label is not None:
-            samples["label"] = self.dataset.label[index]
-        return samples
+            inputs.append({name: torch.stack([crop[name] for crop in crops]) for name in crops[0]})
+        return with_answers({"inputs": inputs, "index": index, "cropped": True}, self.dataset, index)
+
+
+def readable(faults: Sequence[BrokenSample | None], on_broken: Literal["skip", "stop"]) -> Tensor:
+    """What is wrong with each of N samples, all read at once -> (N,) bool, which can be used.
+
+    The others are told in one warning. Raises RunError at the first with on_broken="stop", and where none is left.
+    """
+    broken = [str(fault) for fault in faults if fault is not None]
+    if broken and on_broken == "stop":
+        raise RunError(f"{broken[0]}; mend or remove it, or set data.on_broken=skip")
+    if broken and len(broken) == len(faults):
+        raise RunError(f"none of the {len(faults)} samples can be read; the first: {broken[0]}")
+    if broken:
+        more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
+        print(f"warning: left out {len(broken)} broken samples: {'; '.join(broken[:NAMED])}{more}", file=sys.stderr)
+    return torch.tensor([fault is None for fault in faults], dtype=torch.bool)

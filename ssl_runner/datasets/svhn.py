@@ -10,7 +10,8 @@ import torch
 
 from ssl_runner.datasets.base import Arrays, Source, Split
 from ssl_runner.datasets.images import image_facts
-from ssl_runner.datasets.published import Published, hold_out, home, torchvision_datasets
+from ssl_runner.datasets.published import home
+from ssl_runner.datasets.torchvision import Published, hold_out, torchvision_datasets
 
 
 class SVHN(Source):

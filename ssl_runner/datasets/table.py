@@ -288,7 +288,9 @@ class Table(Tabular):
     ):
         if known is not None and (numeric or categorical or ignore):
             raise RequestError("data.known: says what every column is; leave out numeric, categorical and ignore")
-        frames = {part: _read(path, set(missing), delimiter, encoding) for part, path in _files(home(root)).items()}
+        frames = {
+            part: read_frame(path, set(missing), delimiter, encoding) for part, path in _files(home(root)).items()
+        }
         super().__init__(
             frames,
             where=root,
@@ -336,7 +338,7 @@ def _files(root: str) -> dict[str, str]:
     return {part: found[part] for part in PARTS if part in found}
 
 
-def _read(path: str, missing: set[str], delimiter: str, encoding: str) -> Frame:
+def read_frame(path: str, missing: set[str], delimiter: str, encoding: str) -> Frame:
     """Raises RequestError for a file that can't be read, or holds no table."""
     try:
         if path.lower().endswith(".parquet"):

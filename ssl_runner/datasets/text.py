@@ -115,7 +115,7 @@ class Documents(Source):
     Opening reads the files to see whether they are known, and tokenises what is not.
     Raises RequestError for what can't be read, and for a part that gives no sample.
 
-    facts: shape (length,), size, vocab, length, mask, special, separator, num_classes.
+    facts: shape (length,), size, vocab, length, mask, special, separator, words, num_classes.
     """
 
     labelled: bool | None = None  # type: ignore[misc]  # set by what is found

@@ -72,7 +72,7 @@ class TextPairs(Source):
     sentence of the train part, without a label. A sentence is ended by the separator, and cut off at `length` ids or
     padded. All of it is held in memory: 8 bytes for each of a pair's `length` ids.
 
-    facts: shape (length,), size, vocab, length, mask, special, separator, num_classes 0.
+    facts: shape (length,), size, vocab, length, mask, special, separator, words, num_classes 0.
     Raises RequestError for what can't be read, with its line; an incomplete row is never left out in silence.
     """
 
@@ -116,7 +116,7 @@ class TextPairs(Source):
 
     def _read(self, path: str, columns: tuple[str, str, str]) -> Pairs:
         """Raises RequestError where there is no pair, or all have the same score."""
-        found = [_pair(row, columns, where) for where, row in _rows(path)]
+        found = [_pair(row, columns, where) for where, row in rows_of(path)]
         if not found:
             raise RequestError(f"data.root: {path!r} has no pair in it")
         score = torch.tensor([each for _, _, each in found], dtype=torch.float32)
@@ -176,7 +176,7 @@ def _pair(row: Mapping[str, Any], columns: tuple[str, str, str], where: str) -> 
     return first.encode("utf-8", "replace").decode(), second.encode("utf-8", "replace").decode(), value
 
 
-def _rows(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+def rows_of(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Where it stands, and a row by its columns' names. Raises RequestError for what is no such file."""
     extension = os.path.splitext(path)[1].lower()
     try:

@@ -57,7 +57,7 @@ class Tokenizer:
     """What every tokenizer is.
 
     vocab: ids are 0 .. vocab - 1. pad, separator, mask: ids that no text gives. special: all ids that stand for no
-    text, but for the separator.
+    text, but for the separator. file: its tokenizer.json, if it has one.
     """
 
     vocab: int
@@ -65,6 +65,7 @@ class Tokenizer:
     separator: int
     mask: int
     special: tuple[int, ...]
+    file: Path | None = None
 
     def facts(self, length: int) -> dict[str, Any]:
         """What other parts may ask about samples of so many ids."""
@@ -76,6 +77,7 @@ class Tokenizer:
             "mask": self.mask,
             "special": self.special,
             "separator": self.separator,
+            **({} if self.file is None else {"words": str(self.file)}),
         }
 
     def encode(self, texts: Sequence[str]) -> list[np.ndarray]:
@@ -121,17 +123,17 @@ class Bytes(Tokenizer):
 class Library(Tokenizer):
     """A tokenizer of Hugging Face's library.
 
-    made: a tokenizers.Tokenizer. Where it has no id for padding, separator or mask, one is added at its end. Text
-    that spells a special token is text: it gives no special id. A word is what its pre-tokenizer makes one; where that
-    leaves words together, a piece with the mark of a space (U+2581) begins one.
+    made: a tokenizers.Tokenizer. file: what it was read from. Where it has no id for padding, separator or mask, one is
+    added at its end. Text that spells a special token is text: it gives no special id. A word is what its pre-tokenizer
+    makes one; where that leaves words together, a piece with the mark of a space (U+2581) begins one.
     """
 
-    def __init__(self, made: Any):
+    def __init__(self, made: Any, file: Path):
         made.no_padding()
         made.no_truncation()
         made.encode_special_tokens = True
         self.pad, self.separator, self.mask = (_role(made, names) for names in NAMES.values())
-        self._made, self.vocab = made, made.get_vocab_size()
+        self._made, self.vocab, self.file = made, made.get_vocab_size(), file
         self._begins = np.zeros(self.vocab, bool)
         self._begins[[n for token, n in made.get_vocab().items() if token.startswith("\u2581")]] = True
         reserved = {n for n, token in made.get_added_tokens_decoder().items() if token.special}
@@ -165,7 +167,7 @@ def _role(made: Any, names: Sequence[str]) -> int:
 def read(path: Path) -> Tokenizer:
     """The tokenizer of a tokenizer.json. Raises RequestError where it is none."""
     try:
-        return Library(_library().Tokenizer.from_str(path.read_text(encoding="utf-8")))
+        return Library(_library().Tokenizer.from_str(path.read_text(encoding="utf-8")), path)
     except RequestError:
         raise
     except Exception as error:  # the library knows no narrower kind

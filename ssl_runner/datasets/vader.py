@@ -11,13 +11,13 @@ from annotated_types import Ge, Gt
 
 from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.documents import Corpus, Document
-from ssl_runner.datasets.published import home
+from ssl_runner.datasets.published import folder_of, home
 from ssl_runner.datasets.text import CACHE, Documents, Pretrain
 from ssl_runner.datasets.tokenizer import Kind
-from ssl_runner.errors import RequestError
 
 SDIST = "vaderSentiment-3.3.2"
 FOLDER = "hutto_ICWSM_2014"
+PLACES = [os.path.join(a, b) for a in ("vader", "") for b in (FOLDER, "")]  # below data.root
 SOURCES = {
     "amazon": "amazonReviewSnippets_GroundTruth.txt",
     "movies": "movieReviewSnippets_GroundTruth.txt",
@@ -67,15 +67,8 @@ class Vader(Documents):
 
 def published(root: str, classes: Literal["sentiment", "source"]) -> Corpus:
     """The snippets, file by file. Raises RequestError where a file is missing."""
-    places = [os.path.join(root, a, b) for a in ("vader", "") for b in (FOLDER, "")]
     files = list(SOURCES.values())
-    folder = max(places, key=lambda place: sum(os.path.isfile(os.path.join(place, file)) for file in files))
-    missing = [file for file in files if not os.path.isfile(os.path.join(folder, file))]
-    if missing:
-        raise RequestError(
-            f"data.root={root!r}: VADER's snippets are not there ({missing[0]!r} is missing); run "
-            f"`{command(os.path.join(root, 'vader'))}`, or set data.root to the folder that has them"
-        )
+    folder = folder_of("VADER's ground truth", root, PLACES, files, command(os.path.join(root, "vader")))
     source = {os.path.join(folder, file): name for name, file in SOURCES.items()}
 
     def read(path: str) -> Iterator[Document | BrokenSample]:

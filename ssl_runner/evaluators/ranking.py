@@ -14,7 +14,6 @@ import torch
 from annotated_types import Ge, MinLen
 from torch import Tensor
 
-from ssl_runner.datasets.interactions import Sequences
 from ssl_runner.errors import RunError
 from ssl_runner.types import Embed, Evaluator, NextId
 
@@ -48,13 +47,13 @@ class Ranking(Evaluator):
         self.special, self.k, self.seen = tuple(special), tuple(k), seen
 
     def refusal(self, source: Any) -> str | None:
-        if not isinstance(source, Sequences):
+        if source.past("test") is None:
             return "ranks the next item of a user, and this data is no log of users and items"
         return None
 
     @torch.no_grad()
     def __call__(self, embed: Embed, data: Any) -> dict[str, float]:
-        source: Sequences = data.source
+        source = data.source
         past, learned = source.past("test"), source.past("pretrain")
         vocab = source.facts["vocab"]
         popular, chain = Popularity(learned, vocab), Markov(learned, vocab)

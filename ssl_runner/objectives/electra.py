@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from ssl_runner.objectives.mlm import MLM, cross_entropy
-from ssl_runner.parts.ids import parts_of
+from ssl_runner.objectives.mlm import MLM
+from ssl_runner.parts.hiding import put
+from ssl_runner.parts.ids import cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
 
@@ -63,8 +64,8 @@ class ELECTRA(Objective):
     def forward(self, batch: Batch) -> Loss:
         (view,) = batch["views"]
         ids, pad = view["x"].long(), view.get("pad")
-        place, told = self.generator.choose(ids, pad)
-        logits = self.generator.predict(self.generator.corrupted(ids, place, told), ids, pad, place)
+        place, told = self.generator.hiding.choose(ids, pad)
+        logits = self.generator.predict(self.generator.hiding.corrupted(ids, place, told), ids, pad, place)
         filling = cross_entropy(logits, ids.gather(1, place), told)
         changed = self.filled(ids, place, told, logits)
         replaced = changed != ids  # an id that was drawn rightly counts as the true one
@@ -81,7 +82,7 @@ class ELECTRA(Objective):
         is drawn on their device."""
         gumbel = -(-torch.rand_like(logits, dtype=torch.float32).clamp(min=1e-20).log()).log()
         drawn = (logits.float() + gumbel).argmax(2)  # so the largest is a draw from the softmax
-        return ids.scatter(1, place, torch.where(told, drawn, ids.gather(1, place)))
+        return put(drawn, ids, place, told)
 
     def scores(self, ids: Tensor, pad: Tensor | None, part: Tensor | None) -> Tensor:
         """(B, L), in fp32: above 0 where an id seems not to be the true one."""

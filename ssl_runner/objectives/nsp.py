@@ -13,9 +13,9 @@ from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
-from ssl_runner.objectives.mlm import MLM, cross_entropy
 from ssl_runner.parts.gather import gather, rank
-from ssl_runner.parts.ids import parts_of
+from ssl_runner.parts.hiding import Hiding, put
+from ssl_runner.parts.ids import IdHead, cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.segments import Pairs, cuts, drawn, inside
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
@@ -113,19 +113,19 @@ class PairTasks(nn.Module):
         ratio: float,
     ):
         super().__init__()
-        self.words = MLM(backbone, vocab=vocab, mask=mask, special=special, separator=separator, ratio=ratio)
-        del self.words.backbone  # it is handed over, so that its parameters are the objective's once
+        self.head = IdHead(backbone, transform=True)
+        self.hiding = Hiding(vocab=vocab, mask=mask, special=special, separator=separator, ratio=ratio)
         table = backbone.vocabulary()
-        assert table is not None  # or MLM had refused the backbone
+        assert table is not None  # or IdHead had refused the backbone
         self.second = nn.Parameter(torch.empty(table.shape[1]))
         nn.init.trunc_normal_(self.second, std=0.02)
         width = backbone.dim
         self.verdict = nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
 
     def forward(self, backbone: TokenBackbone, pairs: Pairs) -> Loss:
-        place, told = self.words.choose(pairs.ids, pairs.pad)
-        tokens = self.tokens(backbone, self.words.corrupted(pairs.ids, place, told), pairs)
-        logits, wanted = self.logits(backbone, tokens, place), pairs.ids.gather(1, place)
+        place, told = self.hiding.choose(pairs.ids, pairs.pad)
+        tokens = self.tokens(backbone, self.hiding.corrupted(pairs.ids, place, told), pairs)
+        logits, wanted = self.head.at(place, tokens, backbone), pairs.ids.gather(1, place)
         scores = self.scores(tokens, pairs.inside)
         filling, following = cross_entropy(logits, wanted, told), verdict(scores, pairs.true, pairs.told)
         logs = {
@@ -142,12 +142,6 @@ class PairTasks(nn.Module):
         tokens = tokens + pairs.second[..., None] * self.second
         return backbone.encode(tokens, pairs.pad, part=pairs.part)
 
-    def logits(self, backbone: TokenBackbone, tokens: Tensor, place: Tensor) -> Tensor:
-        """(B, L, dim) tokens and (B, K) places -> (B, K, V)."""
-        table = backbone.vocabulary()
-        assert table is not None
-        return self.words.head(tokens.gather(1, place[..., None].expand(-1, -1, tokens.shape[2])), table)
-
     def scores(self, tokens: Tensor, inside: Tensor) -> Tensor:
         """(B,), in fp32: above 0 where the second segment seems to follow the first."""
         count = inside.sum(1, keepdim=True).clamp(min=1)
@@ -156,10 +150,10 @@ class PairTasks(nn.Module):
 
     def filled(self, backbone: TokenBackbone, pairs: Pairs) -> list[Tensor]:
         """The ids, the ids with those told replaced, and with what is put in their places."""
-        place, told = self.words.choose(pairs.ids, pairs.pad)
-        changed = self.words.corrupted(pairs.ids, place, told)
-        guess = self.logits(backbone, self.tokens(backbone, changed, pairs), place).argmax(2)
-        return [pairs.ids, changed, pairs.ids.scatter(1, place, torch.where(told, guess, pairs.ids.gather(1, place)))]
+        place, told = self.hiding.choose(pairs.ids, pairs.pad)
+        changed = self.hiding.corrupted(pairs.ids, place, told)
+        guess = self.head.at(place, self.tokens(backbone, changed, pairs), backbone).argmax(2)
+        return [pairs.ids, changed, put(guess, pairs.ids, place, told)]
 
 
 def verdict(scores: Tensor, true: Tensor, told: Tensor) -> Tensor:

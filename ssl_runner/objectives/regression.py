@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated
 
 import torch
 from annotated_types import Gt
 from torch import Tensor, nn
 
-from ssl_runner.types import Backbone, Batch, Loss, Objective, View
+from ssl_runner.evaluators.regression import figures
+from ssl_runner.types import Backbone, Batch, Loss, Predictor, View
 
 
-class Regression(Objective):
+class Regression(Predictor):
     """A linear head on the backbone, trained together by squared error.
 
     label_mean, label_std: of the training part's labels. The loss is in units of label_std, so that a learning rate
@@ -20,7 +22,6 @@ class Regression(Objective):
     """
 
     views = None
-    labelled = True
     valued = True
     monitor = "-val/loss"
 
@@ -49,3 +50,9 @@ class Regression(Objective):
         """The mean over the batch's views (usually one)."""
         errors = [(self.predict(view) - batch["label"]) / self.label_std for view in batch["views"]]
         return Loss(torch.stack([error.square().mean() for error in errors]).mean())
+
+    def scores(self, part: Iterable[Batch]) -> dict[str, float]:
+        """Those of ssl_runner.evaluators.regression.figures."""
+        told = [(self.predict(view), batch["label"]) for batch in part for view in batch["views"]]
+        predicted, value = (torch.cat(each) for each in zip(*told, strict=True))
+        return figures(predicted, value)

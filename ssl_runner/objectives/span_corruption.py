@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Lt
 from torch import Tensor, nn
 
-from ssl_runner.objectives.mlm import cross_entropy
-from ssl_runner.parts.ids import IdHead, parts_of
+from ssl_runner.parts.ids import IdHead, cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.seq2seq import Reader
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ssl_runner.types import Backbone, Batch, Loss, Objective, View
+from ssl_runner.evaluators.scores import classification
+from ssl_runner.types import Backbone, Batch, Loss, Predictor, View
 
 
-class Supervised(Objective):
+class Supervised(Predictor):
     """A linear classifier on the backbone, trained together by cross-entropy.
 
     num_classes: of the data. label_smoothing: Szegedy et al., 2016, Section 7.
@@ -16,7 +20,6 @@ class Supervised(Objective):
     """
 
     views = None
-    labelled = True
     monitor = "val/accuracy"
 
     def __init__(self, backbone: Backbone, *, num_classes: int, label_smoothing: float = 0.0, freeze: bool = False):
@@ -44,3 +47,9 @@ class Supervised(Objective):
         losses = [F.cross_entropy(each, label, label_smoothing=self.label_smoothing) for each in logits]
         accuracy = (logits[0].detach().argmax(1) == label).float().mean()
         return Loss(sum(losses[1:], losses[0]) / len(losses), {"accuracy": accuracy})
+
+    def scores(self, part: Iterable[Batch]) -> dict[str, float]:
+        """Those of ssl_runner.evaluators.scores.classification."""
+        told = [(self.predict(view).float(), batch["label"]) for batch in part for view in batch["views"]]
+        logits, label = (torch.cat(each) for each in zip(*told, strict=True))
+        return classification(logits, label, logits.shape[1])

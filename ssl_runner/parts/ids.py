@@ -1,4 +1,5 @@
-"""What objectives on ids share: which part of a sample an id belongs to, and the scores of every id for a token."""
+"""What objectives on ids share: which part of a sample an id belongs to, the scores of every id for a token, and their
+loss."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
+from ssl_runner.parts.patches import masked_mean
 from ssl_runner.types import TokenBackbone
 
 
@@ -57,3 +59,18 @@ class IdHead(nn.Module):
     def forward(self, tokens: Tensor, table: Tensor) -> Tensor:
         """table: (V, dim), the backbone's, which is handed over so that it is one parameter and not two."""
         return F.linear(self.transform(tokens), table, self.bias)
+
+    def at(self, place: Tensor, tokens: Tensor, backbone: TokenBackbone) -> Tensor:
+        """(B, K) places of the (B, L, dim) tokens -> (B, K, V): logits only where they count."""
+        table = backbone.vocabulary()
+        assert table is not None  # or the backbone had been refused
+        return self(tokens.gather(1, place[..., None].expand(-1, -1, tokens.shape[2])), table)
+
+
+def cross_entropy(logits: Tensor, wanted: Tensor, told: Tensor) -> Tensor:
+    """-log p of the hidden ids, averaged over those that are told, of all ranks. In fp32.
+
+    logits: (B, K, V). wanted: (B, K) ids. told: (B, K) bool.
+    """
+    losses = F.cross_entropy(logits.float().flatten(0, 1), wanted.flatten(), reduction="none")
+    return masked_mean(losses.view(told.shape), told)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ssl_runner.types import Samples, Sizer, Transform, View, as_float
 
@@ -14,23 +14,25 @@ class Branch(nn.Module):
     """One way of disturbing a sample, drawn `copies` times.
 
     transforms: name -> Transform, applied in order; a Sizer, if there is one, comes first.
-    input: which of the samples' inputs it reads (0, but for paired data).
     """
 
-    def __init__(self, *, transforms: Mapping[str, Transform], copies: int = 1, input: int = 0):
+    def __init__(self, *, transforms: Mapping[str, Transform], copies: int = 1):
         super().__init__()
         self.transforms = nn.ModuleDict(dict(transforms))
-        self.copies, self.input = copies, input
+        self.copies = copies
 
     @property
     def sizer(self) -> Sizer | None:
         first = next(iter(self.transforms.values()), None)
         return first if isinstance(first, Sizer) else None
 
-    def forward(self, view: View, sized: bool = False) -> View:
-        for transform in self.transforms.values():
-            if not (sized and isinstance(transform, Sizer)):
-                view = transform(view)
+    def forward(self, view: View, sized: bool = False, first: Iterable[nn.Module] = ()) -> View:
+        """sized: the view has its size already. first: what comes before the other transforms."""
+        sizer = self.sizer
+        if sizer is not None and not sized:
+            view = sizer(view)
+        for transform in (*first, *list(self.transforms.values())[0 if sizer is None else 1 :]):
+            view = transform(view)
         return view
 
 
@@ -39,7 +41,9 @@ class Views(nn.Module):
 
     branches: name -> Branch, the random views.
     fit: what brings an undisturbed sample to the backbone's size (None: it is already).
+    first: name -> Transform, the beginning of every view, random or plain, once it has its size: a spectrogram.
     last: name -> Transform, the end of every view, random or plain: normalisation.
+    second: the views of the samples' second input, where data comes in pairs; they follow those of the first.
     """
 
     def __init__(
@@ -47,23 +51,28 @@ class Views(nn.Module):
         *,
         branches: Mapping[str, Branch],
         fit: Sizer | None = None,
+        first: Mapping[str, Transform] | None = None,
         last: Mapping[str, Transform] | None = None,
+        second: Views | None = None,
     ):
         super().__init__()
         self.branches = nn.ModuleDict(dict(branches))
         self.fit = fit
+        self.first = nn.ModuleDict(dict(first or {}))
         self.last = nn.ModuleDict(dict(last or {}))
+        self.second = second
 
     @torch.no_grad()
     def forward(self, samples: Samples) -> list[View]:
         """The random views, branch by branch, copy by copy."""
-        sized = samples.get("cropped", False)
-        inputs = [{**view, "x": as_float(view["x"])} for view in samples["inputs"]]
-        views: list[View] = []
-        for branch in self._copies():
-            view = inputs[len(views)] if sized else inputs[branch.input]
-            views.append(self._finish(branch(view, sized)))
-        return views
+        sized, inputs, branches = samples.get("cropped", False), samples["inputs"], self._copies()
+        count = len(branches) if sized else 1
+        own = [{**view, "x": as_float(view["x"])} for view in inputs[:count]]
+        if not sized:
+            own *= len(branches)
+        first = list(self.first.values())
+        views = [self._finish(branch(view, sized, first)) for branch, view in zip(branches, own, strict=True)]
+        return views + (self.second({"inputs": inputs[count:], "cropped": sized}) if self.second is not None else [])
 
     @torch.no_grad()
     def plain(self, samples: Samples) -> View:
@@ -72,16 +81,32 @@ class Views(nn.Module):
         view = {**view, "x": as_float(view["x"])}
         if self.fit is not None and not samples.get("cropped", False):
             view = self.fit(view)
+        for transform in self.first.values():
+            view = transform(view)
         return self._finish(view)
 
-    def crops(self, x: Tensor) -> list[Tensor]:
-        """In a data worker: one sample of any size -> its crop for each view."""
-        sizers = [branch.sizer or self.fit for branch in self._copies()]
-        return [x if sizer is None else sizer.one(x) for sizer in sizers]
+    def plain_pair(self, samples: Samples) -> tuple[View, View]:
+        """Both undisturbed inputs of pairs."""
+        assert self.second is not None
+        return self.plain(samples), self.second.plain({**samples, "inputs": samples["inputs"][1:]})
 
-    def fitted(self, x: Tensor) -> list[Tensor]:
-        """In a data worker: one sample of any size -> it alone, at the size of the plain view."""
-        return [x if self.fit is None else self.fit.one(x)]
+    def shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Of one sample as data gives it, brought to size -> as a backbone sees it."""
+        for transform in (*self.first.values(), *self.last.values()):
+            assert isinstance(transform, Transform)
+            shape = transform.shape(shape)
+        return shape
+
+    def crops(self, inputs: list[View]) -> list[View]:
+        """In a data worker: the inputs of one sample, of any size -> its crop for each view."""
+        sizers = [branch.sizer or self.fit for branch in self._copies()]
+        views = [inputs[0] if sizer is None else sizer.one(inputs[0]) for sizer in sizers]
+        return views + (self.second.crops(inputs[1:]) if self.second is not None else [])
+
+    def fitted(self, inputs: list[View]) -> list[View]:
+        """In a data worker: the inputs of one sample, of any size -> each at the size of its plain view."""
+        view = inputs[0] if self.fit is None else self.fit.one(inputs[0])
+        return [view] + (self.second.fitted(inputs[1:]) if self.second is not None else [])
 
     def _copies(self) -> list[Branch]:
         return [b for b in self.branches.values() if isinstance(b, Branch) for _ in range(b.copies)]

@@ -1,4 +1,7 @@
-"""What brings images to one size: random crops while training, a fixed resize and centre crop otherwise."""
+"""What brings images to one size: random crops while training, a fixed resize and centre crop otherwise.
+
+All take clips too, (B, C, T, H, W), and give all frames of one the same crop.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ssl_runner.errors import RequestError
-from ssl_runner.types import Sizer
+from ssl_runner.types import Sizer, View
 from ssl_runner.views.draws import Share, ascending
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -41,17 +44,18 @@ class RandomResizedCrop(Sizer):
         self.ratio = ascending("RandomResizedCrop: ratio", ratio)
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float in [0, 1] -> (B, C, size, size), another box for each sample."""
+        """(B, C, ..., H, W) float in [0, 1] -> (B, C, ..., size, size), another box for each sample."""
         height, width = x.shape[-2:]
         top, left, h, w = boxes(len(x), height, width, self.scale, self.ratio).to(x.device).unbind(1)
         rows = crop_matrix(top, h, height, self.size, self.interpolation)
         columns = crop_matrix(left, w, width, self.size, self.interpolation)
         return _bounded(separable(x, rows, columns), self.interpolation)
 
-    def one(self, x: Tensor) -> Tensor:
-        """(C, h, w), uint8 or float in [0, 1] -> (C, size, size), same dtype."""
+    def one(self, view: View) -> View:
+        """{"x": (C, ..., h, w)}, uint8 or float in [0, 1] -> (C, ..., size, size), same dtype."""
+        x = view["x"]
         (top, left, h, w), *_ = boxes(1, x.shape[-2], x.shape[-1], self.scale, self.ratio).tolist()
-        return resize(x[None, :, top : top + h, left : left + w], self.size, self.size, self.interpolation)[0]
+        return {"x": resize(x[None, ..., top : top + h, left : left + w], self.size, self.size, self.interpolation)[0]}
 
 
 class Resize(Sizer):
@@ -72,7 +76,7 @@ class Resize(Sizer):
         self.size, self.crop, self.interpolation = size, crop, interpolation
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, h, w), uint8 or float in [0, 1] -> (B, C, size, size), same dtype."""
+        """(B, C, ..., h, w), uint8 or float in [0, 1] -> (B, C, ..., size, size), same dtype."""
         if x.shape[-2:] == (self.size, self.size):
             return x
         reach = 4 * min(x.shape[-2:])
@@ -82,10 +86,6 @@ class Resize(Sizer):
         long = int(short * max(h, w) / min(h, w))
         x = resize(x, long if h > w else short, long if w > h else short, self.interpolation)
         return _centre(x, self.size, self.size)
-
-    def one(self, x: Tensor) -> Tensor:
-        """(C, h, w) of any size -> (C, size, size), same dtype."""
-        return self.transform(x[None])[0]
 
 
 class RandomCrop(Sizer):
@@ -99,7 +99,7 @@ class RandomCrop(Sizer):
         self.size, self.padding = size, padding
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, size, size), another place for each sample."""
+        """(B, C, ..., H, W) -> (B, C, ..., size, size), another place for each sample."""
         n, (height, width) = len(x), x.shape[-2:]
         down, right = height + 2 * self.padding - self.size, width + 2 * self.padding - self.size
         if down < 0 or right < 0:
@@ -109,12 +109,8 @@ class RandomCrop(Sizer):
             )
         places = torch.stack([torch.arange(n), torch.randint(down + 1, (n,)), torch.randint(right + 1, (n,))])
         sample, top, left = places.to(x.device)
-        windows = F.pad(x, [self.padding] * 4).unfold(2, self.size, 1).unfold(3, self.size, 1)
-        return windows[sample, :, top, left]
-
-    def one(self, x: Tensor) -> Tensor:
-        """(C, h, w) -> (C, size, size), same dtype."""
-        return self.transform(x[None])[0]
+        windows = F.pad(x, [self.padding] * 4).unfold(-2, self.size, 1).unfold(-2, self.size, 1)
+        return windows.movedim((-4, -3), (1, 2))[sample, top, left]
 
 
 def boxes(n: int, height: int, width: int, scale: tuple[float, float], ratio: tuple[float, float]) -> Tensor:
@@ -179,22 +175,25 @@ _FILTERS = {"bilinear": _triangle, "bicubic": _cubic}
 def separable(x: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """rows @ x @ columns^T for each sample and channel, in x's own precision whatever the autocast.
 
-    x: (B, C, H, W); rows: (B, h, H); columns: (B, w, W). Returns (B, C, h, w).
+    x: (B, C, ..., H, W); rows: (B, h, H); columns: (B, w, W). Returns (B, C, ..., h, w).
     """
-    n, c, height, width = x.shape
+    planes = x.flatten(1, -3)
     with torch.autocast(x.device.type, enabled=False):
-        lines = torch.bmm(x.reshape(n, c * height, width), columns.transpose(1, 2))
-        return torch.matmul(rows[:, None], lines.view(n, c, height, columns.shape[1]))
+        lines = torch.bmm(planes.flatten(1, 2), columns.transpose(1, 2))
+        made = torch.matmul(rows[:, None], lines.view(*planes.shape[:3], columns.shape[1]))
+    return made.view(*x.shape[:-2], *made.shape[2:])
 
 
 def resize(x: Tensor, height: int, width: int, interpolation: Interpolation) -> Tensor:
-    """(B, C, h, w), uint8 or float in [0, 1] -> (B, C, height, width), antialiased; x itself if it fits.
+    """(B, C, ..., h, w), uint8 or float in [0, 1] -> (B, C, ..., height, width), antialiased; x itself if it fits.
 
     Bytes are rounded and clamped after each axis, as in Pillow.
     """
     if x.shape[-2:] == (height, width):
         return x
-    x = F.interpolate(x, (height, width), mode=interpolation, align_corners=False, antialias=True)
+    planes = x.shape[:-2]
+    x = F.interpolate(x.flatten(1, -3), (height, width), mode=interpolation, align_corners=False, antialias=True)
+    x = x.view(*planes, height, width)
     return x if x.dtype == torch.uint8 else _bounded(x, interpolation)
 
 
