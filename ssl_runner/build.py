@@ -89,11 +89,13 @@ def source(config: Mapping[str, Any]) -> tuple[Source, dict[str, Any]]:
 
 
 def _seen(facts: Mapping[str, Any], views: Views) -> dict[str, Any]:
-    """The facts with the shapes that the views make of the data's."""
+    """The facts with the shapes that the views make of the data's. Raises RequestError for views of pairs on others."""
     seen = dict(facts)
     if "shape" in seen:
         seen["shape"] = views.shape(tuple(seen["shape"]))
-    if "second" in seen and views.second is not None:
+    if views.second is not None:
+        if "second" not in seen:
+            raise RequestError("views.second: is for the second input of pairs, and this data has one input alone")
         seen["second"] = _seen(seen["second"], views.second)
     return seen
 

@@ -24,7 +24,7 @@ from pydantic import TypeAdapter, ValidationError
 from ssl_runner.datasets.splits import Amount
 from ssl_runner.durations import Duration
 from ssl_runner.errors import RequestError, nearest
-from ssl_runner.types import Objective, Predictor
+from ssl_runner.types import Matching, Objective, Predictor
 
 Positive = Annotated[int, Gt(0)]
 
@@ -296,6 +296,8 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
         count = sum(branch.get("copies", 1) for views in both for branch in views.get("branches", {}).values())
         if objective.views not in (None, count):
             yield "views", f"{objective.__name__} needs {objective.views} views, and these are {count}"
+        elif issubclass(objective, Matching) and not config["views"].get("second"):
+            yield "views", f"{objective.__name__} needs a view of each input of pairs; use views such as image_text"
         labels = getattr(get_class(config["data"]["_target_"]), "labelled", None)
         if objective.labelled and labels is False:
             yield "objective", f"{objective.__name__} needs labels, and this data has none"

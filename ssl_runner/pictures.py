@@ -32,8 +32,11 @@ def grid(columns: Sequence[Tensor]) -> Tensor:
 
 
 def undo(x: Tensor, last: nn.ModuleDict) -> Tensor:
-    """Undoes the normalisation at the end of a view, whatever its place among the last transforms. Ids have none."""
+    """Undoes the normalisation at the end of a view, whatever its place among the last transforms, and what has an
+    `inverse`. Other ids stay as they are."""
     for transform in reversed(list(last.values())):
+        inverse = getattr(transform, "inverse", None)
+        x = x if inverse is None else inverse(x)
         mean, std = getattr(transform, "mean", None), getattr(transform, "std", None)
         if isinstance(mean, Tensor) and isinstance(std, Tensor) and x.is_floating_point():
             shape = (-1, *[1] * (x.ndim - 2))

@@ -25,6 +25,7 @@ from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.backbones.timm import Timm
 from ssl_runner.backbones.vit import ViT
+from ssl_runner.build import fill
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import Backbone, View
 
@@ -130,6 +131,20 @@ def test_channels_last_changes_nothing(kind):
     torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-4)
 
 
+SOUND, SERIES, CLIP = (1, 1600), (2, 40), (3, 4, 32, 32)
+OF_SIGNALS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("encoder_frames", "encoder_speech", "hf_speech", "recurrent_frames"), SOUND),
+    **dict.fromkeys(("dilated", "dilated_tiny", "encoder_series"), SERIES),
+    **dict.fromkeys(("encoder_video", "r3d18", "stacked_tiny"), CLIP),
+}
+"""What samples a choice is for, where these are no images, ids or rows of a table."""
+GIVEN: dict[str, dict[str, Any]] = {
+    "timm": {"name": "test_vit"},
+    "hf": {"name": "bert", "config": {"num_hidden_layers": 1}},
+    "hf_speech": {"name": "wav2vec2", "config": {"num_hidden_layers": 1}},
+}
+
+
 @pytest.mark.parametrize("path", sorted(CONF.glob("*.yaml")), ids=lambda path: path.stem)
 @torch.no_grad()
 def test_configs_build_a_backbone(path):
@@ -137,13 +152,13 @@ def test_configs_build_a_backbone(path):
         node: Any = OmegaConf.to_container(compose(f"backbone/{path.stem}").backbone)
     kind = node.get("stem", node)["_target_"].rpartition(".")[2]
     ids, columns = kind in ("Discrete", "Transformers"), kind in ("Columns", "MLP")
-    shape = (1, 16, 16)
+    shape = OF_SIGNALS.get(path.stem, (1, 16, 16))
     # what the runner fills in from the data
-    facts = {"vocab": 11, "length": 16} if ids else {"columns": [0, 3, 0]} if columns else {"shape": list(shape)}
-    node.get("stem", node).update(facts)
-    if path.stem in ("timm", "hf"):
+    facts = {"columns": [0, 3, 0]} if columns else {"shape": list(shape), "second": {"vocab": 11, "length": 16}}
+    node = fill(node, facts["second"] if ids else facts)  # type: ignore[arg-type]
+    if path.stem in GIVEN:
         assert node["name"] == "???"  # for a person to give
-        node |= {"name": "test_vit"} if path.stem == "timm" else {"name": "bert", "config": {"num_hidden_layers": 1}}
+        node |= GIVEN[path.stem]
     backbone = instantiate(node, _convert_="all").eval()
     x = torch.randint(11, (2, 16)) if ids else torch.ones(2, 3) if columns else torch.randn(2, *shape)
     assert backbone(x).shape == (2, backbone.dim)

@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ssl_runner import cli, config
+from ssl_runner.backbones.towers import Towers
 from ssl_runner.build import fill
 from ssl_runner.compose import overrides, quoted
 from ssl_runner.config import check, plain
 from ssl_runner.errors import RequestError
-from ssl_runner.types import TokenBackbone
+from ssl_runner.types import FrameBackbone, TokenBackbone
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -57,11 +58,18 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
         "hub": ["data.name=x"],
         "interactions": ["data.file=/x", "evaluators=ranking", "objective=clm", "views=ids", "backbone=encoder_ids"],
         "movielens_100k": ["evaluators=ranking", "objective=clm", "views=ids", "backbone=encoder_ids"],
+        "pairs": ["data.root=/x", "data.first.column=a", "data.second.column=b"],
+        "shards": ["data.root=/x"],
         "text_pairs": ["data.root=/x", "data.tokenizer=/y", "evaluators=similarity"],
         "timm": ["backbone.name=resnet18"],
         "hf": ["backbone.name=bert"],
+        "hf_speech": ["backbone.name=wav2vec2"],
+        "audio": ["data.root=/x"],
+        "video": ["data.root=/x"],
         "multi-node": ["device.num_nodes=2"],
     }.get(choice, [])
+    if (group, choice) == ("data", "series"):  # views are called so too
+        args.append("data.root=/x")
     if group == "views":
         args.append("objective=supervised")
     if group == "objective":
@@ -69,6 +77,8 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
         args += ["views=plain"] if cls.views in (None, 1) else []  # type: ignore[attr-defined]
         wanted = typing.get_type_hints(cls.__init__)["backbone"]  # type: ignore[misc]
         args += ["backbone=encoder"] if wanted is TokenBackbone else []
+        args += ["backbone=encoder_frames"] if wanted is FrameBackbone else []
+        args += ["backbone=towers_image_text", "views=image_text"] if wanted is Towers else []
     check(composed(*args))
 
 

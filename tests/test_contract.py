@@ -20,11 +20,14 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ssl_runner.backbones.columns import Columns
+from ssl_runner.backbones.dilated import DilatedCNN
 from ssl_runner.backbones.encoder import Encoder
+from ssl_runner.backbones.frames import FrameEncoder, Frames
 from ssl_runner.backbones.stems import Continuous, Discrete
+from ssl_runner.backbones.towers import Towers
 from ssl_runner.backbones.vit import ViT
 from ssl_runner.parts.batchnorm import synchronise
-from ssl_runner.types import Backbone, Batch, MapBackbone, Objective, TokenBackbone
+from ssl_runner.types import Backbone, Batch, FrameBackbone, MapBackbone, Objective, TokenBackbone, seen_by
 
 CONF = Path(__file__).parent.parent / "conf" / "objective"
 OBJECTIVES = sorted(p.stem for p in CONF.glob("[!_]*.yaml"))
@@ -40,9 +43,11 @@ SMALL = {
     "noise": 16,
 }
 SMALL |= {"permutations": 8}
+SMALL |= {"bias": 0.0}  # with SigLIP's own, -10, what is no pair hardly counts at first
 FACTS = {"shape": (3, 8, 8), "size": 8, "num_classes": 3, "samples": 32, "mean": (0.5,) * 3, "std": (0.2,) * 3}
 FACTS |= {"vocab": 11, "mask": 10, "special": (0,), "separator": 1, "length": 12}
 FACTS |= {"columns": (0, 3, 0, 0, 2), "label_mean": 1.0, "label_std": 1.0}
+SMALL_ON_FRAMES = {"span": 3, "codes": 8, "code_dim": 8, "negatives": 6, "clusters": 4, "bank": 40, "steps": 2}
 BATCH, STEPS = 8, 30
 ADVERSARIAL = {"bigan": {"discriminator": ["discriminator"], "encoder_generator": ["backbone", "head", "generator"]}}
 """Games: the loss is a sum of terms, each lowered by its own players alone, and least where nobody has learned."""
@@ -73,11 +78,34 @@ BACKBONES: dict[str, Callable[[], Backbone]] = {
         name="test_vit", shape=(3, 8, 8), options={"patch_size": 2, "embed_dim": 16, "depth": 2, "reg_tokens": 1}
     ),
     "ids": lambda: Encoder(stem=Discrete(vocab=11, length=12, dim=16), depth=1, heads=2),
+    "towers": lambda: Towers(first=BACKBONES["convolutions"](), second=BACKBONES["ids"]()),
     "columns": lambda: Encoder(stem=Columns(columns=FACTS["columns"], dim=16), depth=1, heads=2),
 }
+BACKBONES["frames"] = lambda: FrameEncoder(
+    stem=Frames(shape=(2, 66), dim=16, width=12, kernels=(4, 2), strides=(2, 2), norm="layer", positions=4, groups=4),
+    depth=1,
+    heads=2,
+)
+FACTS |= {"alphabet": ("", "a", "b", "c", "d")}
+OF_FRAMES = ("ctc",)  # and of nothing else
+ON_FRAMES = (*OF_FRAMES, "simclr", "data2vec")
+CLIP = (3, 6, 8, 8)
+BACKBONES["clips"] = lambda: Encoder(stem=Continuous(shape=CLIP, block=(2, 4, 4), dim=16), depth=1, heads=2)
+OF_CLIPS = ("clip_order", "motion")  # and of nothing else
+ON_CLIPS = (*OF_CLIPS, "simclr", "mae")
+SERIES = (2, 20)
+BACKBONES["series"] = lambda: DilatedCNN(shape=SERIES, dim=16, hidden=8, depth=2)
+FACTS |= {"horizon": 5}
+OF_SERIES = ("forecast", "ts2vec", "ts_tcc")  # and of nothing else
+ON_SERIES = (*OF_SERIES, "simclr")
 ON_COLUMNS = ("vime", "simclr", "byol", "barlow_twins", "vicreg", "data2vec")
-# written for images, and to serve words and items unchanged; and what is written for sentences
-ON_IDS = ("simclr", "byol", "barlow_twins", "data2vec", "simcse")
+ON_IDS = (
+    "simclr",
+    "simcse",
+    "byol",
+    "barlow_twins",
+    "data2vec",
+)  # written for images, and to serve words and items unchanged
 
 
 def target(name: str) -> type[Objective]:
@@ -87,10 +115,18 @@ def target(name: str) -> type[Objective]:
 def fits(name: str, backbone: str) -> bool:
     """Whether the objective takes it; of a vision transformer, for time's sake, those that ask for tokens and a few."""
     wanted = typing.get_type_hints(target(name).__init__)["backbone"]
+    if backbone == "towers" or wanted is Towers:
+        return backbone == "towers" and wanted is Towers
     if "separator" in inspect.signature(target(name)).parameters:
         return backbone == "ids"
     if backbone == "ids":
         return name in ON_IDS
+    if backbone == "frames" or wanted is FrameBackbone or name in OF_FRAMES:
+        return backbone == "frames" and (wanted is FrameBackbone or name in ON_FRAMES)
+    if backbone == "clips" or name in OF_CLIPS:
+        return backbone == "clips" and name in ON_CLIPS
+    if backbone == "series" or name in OF_SERIES:
+        return backbone == "series" and name in ON_SERIES
     if backbone == "columns" or name == "vime":
         return backbone == "columns" and name in ON_COLUMNS
     if wanted is TokenBackbone:
@@ -102,10 +138,14 @@ CASES = [(o, b) for o in OBJECTIVES for b in BACKBONES if fits(o, b)]
 cases = pytest.mark.parametrize(("name", "backbone"), CASES)
 
 
-def required(name: str) -> dict[str, Any]:
+def required(name: str, backbone: str) -> dict[str, Any]:
     """What an objective asks for beside its backbone: the data's facts, and a model of its own."""
     parameters = inspect.signature(target(name)).parameters
     facts = {key: FACTS[key] for key, p in parameters.items() if p.default is p.empty and key in FACTS}
+    if "shape" in facts:
+        facts["shape"] = {"clips": CLIP, "series": SERIES}.get(backbone, facts["shape"])
+    if "horizon" in facts:
+        facts |= {"mean": (0.5,) * 2, "std": (0.2,) * 2}
     return {**facts, "generator": BACKBONES["ids"]()} if "generator" in parameters else facts
 
 
@@ -113,8 +153,9 @@ def build(name: str, backbone: str) -> Objective:
     """Small and deterministic: the same arguments give the same weights."""
     torch.manual_seed(0)
     cls = target(name)
-    small = {key: SMALL[key] for key in inspect.signature(cls).parameters if key in SMALL}
-    return cls(BACKBONES[backbone](), **{**required(name), **small})
+    sizes = {**SMALL, **SMALL_ON_FRAMES} if backbone == "frames" else SMALL
+    small = {key: sizes[key] for key in inspect.signature(cls).parameters if key in sizes}
+    return cls(BACKBONES[backbone](), **{**required(name, backbone), **small})
 
 
 def inputs(backbone: str, n: int) -> Tensor:
@@ -122,6 +163,12 @@ def inputs(backbone: str, n: int) -> Tensor:
     if backbone == "columns":
         counts = torch.tensor(FACTS["columns"])
         return torch.where(counts > 0, (torch.rand(n, len(counts)) * counts).floor(), torch.randn(n, len(counts)))
+    if backbone == "frames":
+        return torch.randn(n, 2, 66)
+    if backbone == "clips":
+        return torch.randn(n, *CLIP)
+    if backbone == "series":
+        return torch.randn(n, *SERIES)
     return torch.randint(11, (n, 12)) if backbone == "ids" else torch.randn(n, 3, 8, 8)
 
 
@@ -130,6 +177,10 @@ def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:
     label = torch.arange(n) % 3
     base = torch.randn(n, 3, 8, 8, generator=generator) + label.view(-1, 1, 1, 1)
     count = objective.views or 2
+    if isinstance(objective.backbone, Towers):
+        ids = torch.where(torch.rand(n, 12, generator=generator) < 0.5, 2 + label[:, None], 1)
+        second = {"x": ids, "pad": torch.arange(12) >= 12 - torch.arange(n)[:, None] % 3}
+        return {"views": [{"x": base}, second], "label": label, "index": torch.arange(n)}
     if isinstance(objective.backbone, Encoder) and isinstance(objective.backbone.stem, Discrete):
         ids = torch.randint(1, 10, (n, 12), generator=generator)  # 1 ends a document
         ids = torch.where(torch.rand(ids.shape, generator=generator) < 0.5, 2 + label[:, None], ids)
@@ -144,6 +195,23 @@ def batch_of(objective: Objective, n: int = BATCH, seed: int = 1) -> Batch:
         kept = [torch.rand(row.shape, generator=generator) < 0.9 for _ in range(count)]
         views = [{"x": row.masked_fill(~each, float("nan"))} for each in kept]
         return {"views": views, "label": label, "index": torch.arange(n)}
+    if isinstance(objective.backbone, FrameBackbone):
+        tone = (torch.arange(66) * (0.3 + 0.3 * label[:, None])).sin()[:, None].expand(-1, 2, -1)
+        pad = torch.arange(66) >= 66 - 8 * (torch.arange(n)[:, None] % 3)
+        heard = [tone + 0.3 * torch.randn(tone.shape, generator=generator) for _ in range(count)]
+        views = [seen_by(objective.backbone, {"x": x.masked_fill(pad[:, None], 0.0), "pad": pad}) for x in heard]
+        told = torch.stack([1 + label, 1 + label, torch.where(label > 0, 4, -1)], 1)
+        return {"views": views, "label": label, "index": torch.arange(n), "target": told}
+    if isinstance(objective.backbone, DilatedCNN):
+        wave = (torch.arange(25) * (0.3 + 0.3 * label[:, None])).sin()[:, None].expand(-1, 2, -1)
+        pad = torch.arange(20) >= 20 - 3 * (torch.arange(n)[:, None] % 3)
+        seen = [wave[..., :20] + 0.3 * torch.randn(n, 2, 20, generator=generator) for _ in range(count)]
+        target = wave[..., 20:].masked_fill(torch.rand(n, 2, 5, generator=generator) < 0.2, float("nan"))
+        views = [{"x": x.masked_fill(pad[:, None], 0.0), "pad": pad} for x in seen]
+        return {"views": views, "label": label, "index": torch.arange(n), "target": target}
+    if isinstance(objective.backbone, Encoder) and len(objective.backbone.grid or ()) == 3:
+        time = torch.arange(CLIP[1]).view(-1, 1, 1) / CLIP[1]
+        base = base[:, :, None] * (1 - time) + base.roll(1, 3)[:, :, None] * time  # what moves down, and fades
     views = [{"x": base + 0.3 * torch.randn(base.shape, generator=generator)} for _ in range(count)]
     return {"views": views, "label": label, "index": torch.arange(n)}
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from ssl_runner.datasets import fashion_mnist, folder, published, torchvision
 from ssl_runner.datasets import images as decoding
+from ssl_runner.datasets.audio_folder import AudioFolder
 from ssl_runner.datasets.base import Arrays, BrokenSample, Ragged, Source
 from ssl_runner.datasets.cifar import CIFAR10, CIFAR100
 from ssl_runner.datasets.digits import Digits
@@ -33,13 +34,17 @@ from ssl_runner.datasets.fashion_mnist import FashionMNIST, read_idx
 from ssl_runner.datasets.folder import Folder
 from ssl_runner.datasets.imagenet import ImageNet
 from ssl_runner.datasets.images import Images, read_image
+from ssl_runner.datasets.pairs import Pairs
 from ssl_runner.datasets.reading import Reading
+from ssl_runner.datasets.series import Series
+from ssl_runner.datasets.shards import Shards
 from ssl_runner.datasets.stl10 import STL10
 from ssl_runner.datasets.svhn import SVHN
 from ssl_runner.datasets.table import Table
 from ssl_runner.datasets.text import Text
 from ssl_runner.datasets.text_pairs import TextPairs
 from ssl_runner.datasets.torchvision import torchvision_datasets
+from ssl_runner.datasets.video import VideoFolder
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import View
 
@@ -1130,9 +1135,8 @@ def test_config_files_bind(file):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
     assert set(parameters) <= set(typing.get_type_hints(kind.__init__))
     if "root" in parameters:
-        assert config["root"] == (
-            "???" if kind in (Folder, Text, Table, TextPairs) else "${oc.env:SSL_RUNNER_DATA,data}"
-        )
+        own = kind in (AudioFolder, Folder, Pairs, Series, Shards, Table, Text, TextPairs, VideoFolder)
+        assert config["root"] == ("???" if own else "${oc.env:SSL_RUNNER_DATA,data}")
 
 
 def test_a_signature_can_be_read_for_free():

@@ -552,7 +552,12 @@ SHAPES = {
     "multicrop_asymmetric": [24, 24, *[96] * 8],
 }
 ELSEWHERE = {"ids", "dropout_ids", "two_ids", "shuffle_ids", "columns", "corrupt_columns"}
-"""Those of ids are in tests/test_text.py and tests/test_similarity.py, those of columns in tests/test_tables.py."""
+ELSEWHERE |= {"waveform", "two_waveforms", "spectrogram", "two_spectrograms", "byol_a"}
+ELSEWHERE |= {"clip", "two_clips", "video_simclr", "image_text", "mu_law", "synonyms"}
+ELSEWHERE |= {"series", "two_series", "finetune_series", "ts_tcc"}
+"""Those of ids are in tests/test_text.py, tests/test_similarity.py and tests/test_synonyms.py, those of columns in
+tests/test_tables.py, of recordings in tests/test_audio_views.py and tests/test_speech.py, of clips in
+tests/test_video.py, of series in tests/test_series.py, of pairs in tests/test_pairs.py."""
 
 
 def composed(name: str, *overrides: str) -> dict[str, Any]:

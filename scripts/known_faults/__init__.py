@@ -7,24 +7,32 @@ from known_faults import (
     items,
     likelihood,
     masking_words,
+    pairs,
+    recordings,
     sentences,
+    series,
+    simcse,
     similarity,
+    speech,
     tables,
     text_data,
     transformers_models,
+    video,
 )
 from known_faults.fault import Promise
 
 TITLES = {number: promise.title for number, promise in general.PROMISES.items()} | {
+    28: "CLIP: the scale is clamped, both directions count",
     32: "Language models: what is hidden, what follows, whose document it is, and what figures divide by",
+    33: "wav2vec 2.0 and its kin: negatives, targets, temperature, lengths behind convolutions",
     34: "The next item: the mask behind the last, all items ranked, equals behind each other, users split by time",
+    35: "Series: normalised by the training part, windows never straddle splits, gaps and padding count for nothing",
     44: "Tables: what is learned of columns comes from the training part, and no target is among them",
+    45: "Recordings: read whole or not at all, at one rate; padding left out; no voice or prompt in two parts",
+    46: "Video: frames by time, all of a clip treated alike, tubes through all of time, no figure in two parts",
 }
 ABSENT = {
     12: "A probe trained alongside: evaluators run on features of the finished backbone.",
-    28: "CLIP's clamped scale and both directions.",
-    33: "wav2vec 2.0's negatives, temperature and lengths.",
-    35: "Splits and windows of series.",
     39: "Rank metrics.",
 }
 AREAS = (
@@ -36,7 +44,16 @@ AREAS = (
     transformers_models,
     items,
     tables,
+    simcse,
+    recordings,
+    speech,
+    series,
+    video,
+    pairs,
 )
+
+
+assert all(number in TITLES for area in AREAS for number in area.FAULTS), "a fault of no promise"
 
 
 def promise(number: int) -> Promise:

@@ -79,7 +79,7 @@ FAULTS: dict[int, list[Fault]] = {
             "a run does not keep the architecture that its backbone read from a folder",
             T + "test_a_run_needs_neither_folder_nor_hub_to_be_gone_on_with",
             "ssl_runner/build.py",
-            '{**filled["backbone"], **pinned}',
+            'merged(filled["backbone"], pinned)',
             'filled["backbone"]',
         ),
         fault(
@@ -93,8 +93,8 @@ FAULTS: dict[int, list[Fault]] = {
             "a config of several models is built, whose fields nobody looked at",
             T + "test_what_can_not_be_is_told",
             HF,
-            "    if not of_ids or described.sub_configs:\n",
-            "    if not of_ids:\n",
+            "    if not takes or described.sub_configs:\n",
+            "    if not takes:\n",
         ),
         fault(
             "a pretrained model with too few embeddings is taken",

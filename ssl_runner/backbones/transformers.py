@@ -57,13 +57,13 @@ class Transformers(TokenBackbone):
         config: dict[str, Any] | None = None,
     ):
         super().__init__()
-        _library()
+        need_library()
         self.name, self.vocab, self.length, self.pool = name, vocab, length, pool
-        with _silence():
-            described = _described(name, config or {}, vocab, pretrained)
-            self.model, self.receipt = _model(described, name, pretrained)
+        with silence():
+            described = described_by(name, config or {}, {} if pretrained else {"vocab_size": vocab, "pad_token_id": 0})
+            self.model, self.receipt = model_of(described, name, pretrained, {"input_ids", "inputs_embeds"})
         self.model.config.use_cache = False  # keys and values are never asked for again
-        self._fields = _own(described)
+        self._fields = own_fields(described)
         self._must_hold(vocab, length)
         table = self.model.get_input_embeddings()
         table.padding_idx = None  # of the library's: the id's embedding would learn nothing
@@ -226,8 +226,9 @@ def _additive(seen: Tensor, tokens: Tensor) -> Tensor:
 # -- which architecture ------------------------------------------------------------------------------------------
 
 
-def _described(name: str, config: Mapping[str, Any], vocab: int, pretrained: bool) -> Any:
-    """transformers' config: what `name` says, and over it the fields that are given."""
+def described_by(name: str, config: Mapping[str, Any], usual: Mapping[str, Any]) -> Any:
+    """transformers' config: what `name` says, and over it the fields that are given. usual: fields of a new model,
+    where it has them, unless others are given."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     known = sorted(CONFIG_MAPPING)
@@ -254,8 +255,8 @@ def _described(name: str, config: Mapping[str, Any], vocab: int, pretrained: boo
         file = cls(**stated) if stated else None
         found = {each.name: getattr(file, each.name) for each in _fields(cls)} if stated else {}
         given = {cls.attribute_map.get(key, key): value for key, value in config.items() if key != "model_type"}
-        if not pretrained and "model_type" not in config:
-            found |= {key: value for key, value in (("vocab_size", vocab), ("pad_token_id", 0)) if key in own}
+        if "model_type" not in config:
+            found |= {key: value for key, value in usual.items() if key in own}
         return cls(**{**found, **given})
     except Exception as error:  # the library checks fields by what errors it likes
         raise RequestError(f"backbone.config: {kind} can't be so: {' '.join(str(error).split())}") from error
@@ -270,7 +271,7 @@ def _fields(cls: Any) -> list[Any]:
     return [each for each in fields(cls) if each.name not in common]
 
 
-def _own(described: Any) -> dict[str, Any]:
+def own_fields(described: Any) -> dict[str, Any]:
     """A config as plain values."""
     plain = described.to_dict()
     found = {each.name: plain[each.name] for each in _fields(type(described)) if each.name in plain}
@@ -317,17 +318,23 @@ def _folder(name: str, files: list[str]) -> Path:
 # -- the model ---------------------------------------------------------------------------------------------------
 
 
-def _model(described: Any, name: str, pretrained: bool) -> tuple[Any, Receipt | None]:
-    """The bare model in fp32, with or without weights: of a pair, the encoder."""
+def model_of(described: Any, name: str, pretrained: bool, inputs: set[str]) -> tuple[Any, Receipt | None]:
+    """The bare model in fp32, with or without weights: of a pair, the encoder. inputs: what it must take.
+
+    Raises RequestError for a model of other inputs.
+    """
     from transformers.models.auto.modeling_auto import MODEL_MAPPING
 
     kind: Any = MODEL_MAPPING.get(type(described), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
     asked = set() if kind is None else set(inspect.signature(kind.forward).parameters)
-    of_ids = {"input_ids", "inputs_embeds", "attention_mask"} <= asked and kind.main_input_name == "input_ids"
+    takes = inputs | {"attention_mask"} <= asked and kind.main_input_name in inputs
     # of several models with a config each, what is asked for in these goes past the checks of the fields
-    if not of_ids or described.sub_configs:
-        raise RequestError(f"backbone.name: {name} ({described.model_type}) is no model of ids that can be taken apart")
+    if not takes or described.sub_configs:
+        what = "ids" if "input_ids" in inputs else "waveforms"
+        raise RequestError(
+            f"backbone.name: {name} ({described.model_type}) is no model of {what} that can be taken apart"
+        )
     # what pools the first token has no part in any token
     extra = {"add_pooling_layer": False} if "add_pooling_layer" in inspect.signature(kind).parameters else {}
     described._attn_implementation = "sdpa" if kind._supports_sdpa else "eager"
@@ -409,7 +416,7 @@ def _positions(model: Any) -> int | None:
 
 
 @contextmanager
-def _silence() -> Iterator[None]:
+def silence() -> Iterator[None]:
     """The library prints bars and a report of its own while it loads; a receipt tells the same."""
     from transformers.utils import logging as told
 
@@ -424,7 +431,7 @@ def _silence() -> Iterator[None]:
             told.enable_progress_bar()
 
 
-def _library() -> None:
+def need_library() -> None:
     try:
         import transformers
     except ImportError as error:

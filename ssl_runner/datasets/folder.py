@@ -12,11 +12,11 @@ from typing import Literal
 import torch
 
 from ssl_runner.datasets.base import Arrays, BrokenSample, Source, Split
+from ssl_runner.datasets.files import hold_out
 from ssl_runner.datasets.images import Images, image_facts, image_size, quiet_pillow
 from ssl_runner.datasets.layout import class_names, find_files, label_of, lay_out
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.reading import readable
-from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError
 
 Extension = Literal[".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -71,11 +71,11 @@ class Folder(Source):
         found = lay_out(self._root, list(find_files(self._root, extensions, KIND)), extensions, KIND)
         self.classes = class_names(self._root, found, KIND)
         self.labelled = bool(self.classes)
-        self._parts = {
+        images = {
             part: Images(os.path.join(self._root, folder), files, label_of(files, self.classes), channels)
             for part, (folder, files) in found.items()
         }
-        self._hold_out({"val": val, "test": test})
+        self._parts = hold_out(images, {"val": val, "test": test})
         self.facts = image_facts(
             channels=channels,
             size=size,
@@ -84,14 +84,6 @@ class Folder(Source):
             num_classes=len(self.classes),
         )
         self._opened: dict[str, Arrays | Images] = {}
-
-    def _hold_out(self, shares: dict[str, float]) -> None:
-        """Splits off from train the parts that the layout has not."""
-        whole = self._parts["train"]
-        wanted = {part: share for part, share in shares.items() if part not in self._parts}
-        by = whole.label if whole.label is not None else torch.zeros(len(whole), dtype=torch.int64)
-        ids = stratified(by, (1 - sum(wanted.values()), *wanted.values()))
-        self._parts |= {part: whole.part(i) for part, i in zip(("train", *wanted), ids, strict=True)}
 
     def split(self, name: Split) -> Arrays | Images:
         part = "train" if name == "pretrain" else name

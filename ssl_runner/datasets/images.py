@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import struct
 import warnings
 import zlib
@@ -14,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ssl_runner.datasets.base import BrokenSample, Ragged
+from ssl_runner.datasets.base import BrokenSample
+from ssl_runner.datasets.files import Files
 from ssl_runner.errors import RequestError
 
 # What Pillow reads within this process. Not EPS, for one: that starts Ghostscript on the file's own program.
@@ -51,34 +51,18 @@ def image_facts(
     }
 
 
-class Images(Ragged):
-    """Image files of any size.
-
-    root: the folder the names are relative to. files: N names. label: (N,) int64, or None.
-    channels: 3 for colour, 1 for grey, whatever the files hold.
-    """
+class Images(Files):
+    """Image files of any size. channels: 3 for colour, 1 for grey, whatever they hold. The rest as at Files."""
 
     def __init__(self, root: str, files: Sequence[str], label: Tensor | None, channels: Literal[1, 3] = 3):
-        self.root, self.label, self.channels = root, label, channels
-        # One block of bytes: each worker would copy a list of strings, by counting references to them.
-        self._files = np.array([os.fsencode(f) for f in files], dtype=np.bytes_)
-
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def name(self, index: int) -> str:
-        return os.path.join(self.root, os.fsdecode(bytes(self._files[index])))
+        super().__init__(root, files, label)
+        self.channels = channels
 
     def read(self, index: int) -> Tensor:
         return read_image(self.name(index), self.channels)
 
     def reading(self) -> AbstractContextManager:
         return quiet_pillow()
-
-    def part(self, index: Tensor) -> Images:
-        """The samples at these positions, (n,) int64."""
-        files = [os.fsdecode(bytes(f)) for f in self._files[index.numpy()]]
-        return Images(self.root, files, None if self.label is None else self.label[index], self.channels)
 
 
 @contextmanager

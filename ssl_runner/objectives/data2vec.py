@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_runner.parts.masking import block_mask, grid_of, random_mask
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.teacher import Teacher
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import Batch, FrameBackbone, Loss, Objective, TokenBackbone
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -98,7 +98,7 @@ class Data2Vec(Objective):
         """The input, and what of it the student may read."""
         (view,) = batch["views"]
         patches = self.backbone.patchify(view["x"])
-        if patches.ndim == 2:  # ids have no blank
+        if patches.ndim == 2 or isinstance(self.backbone, FrameBackbone):  # ids have no blank, and frames no way back
             return {}
         mask = self.draw_mask(patches)
         return {"masked": [view["x"], self.backbone.unpatchify(torch.where(mask[..., None], 0.0, patches))]}

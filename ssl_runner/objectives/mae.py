@@ -1,6 +1,9 @@
 """MAE: Masked Autoencoders Are Scalable Vision Learners.
 
 He, Chen, Xie, Li, Dollar, Girshick, CVPR 2022. https://arxiv.org/abs/2111.06377
+
+With mask="tubes", of clips: VideoMAE: Masked Autoencoders are Data-Efficient Learners for Self-Supervised Video
+Pre-Training. Tong, Song, Wang, Wang, NeurIPS 2022. https://arxiv.org/abs/2203.12602
 """
 
 from __future__ import annotations
@@ -12,7 +15,7 @@ from annotated_types import Gt, Lt
 from torch import Tensor
 
 from ssl_runner.parts.decoder import Decoder
-from ssl_runner.parts.masking import random_mask, restore, shown
+from ssl_runner.parts.masking import Masking, random_mask, restore, shown, tube_mask, tubed
 from ssl_runner.parts.patches import denormalised, masked_mean, normalised, patch_sizes
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
 
@@ -20,7 +23,8 @@ from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
 class MAE(Objective):
     """Section 3: the encoder sees the visible patches alone, and a light decoder rebuilds the hidden ones.
 
-    shape: of a sample. ratio: share of the patches that is hidden. dim, depth, heads: of the decoder.
+    shape: of a sample. ratio: share of the patches that is hidden. mask: each patch by chance, or tubes: those at the
+    same place of all times together (VideoMAE, with a ratio of 0.9). dim, depth, heads: of the decoder.
     normalise: predict each patch relative to its own mean and deviation (Section 3, "Reconstruction target").
 
     Positions are the backbone's own and, in the decoder, learned ones; the paper has fixed sines.
@@ -34,6 +38,7 @@ class MAE(Objective):
         *,
         shape: tuple[int, ...],
         ratio: Annotated[float, Gt(0), Lt(1)] = 0.75,
+        mask: Masking = "random",
         dim: Annotated[int, Gt(0)] = 512,
         depth: Annotated[int, Gt(0)] = 8,
         heads: Annotated[int, Gt(0)] = 16,
@@ -43,15 +48,22 @@ class MAE(Objective):
         self.backbone: TokenBackbone = backbone
         self.ratio, self.normalise = ratio, normalise
         length, out = patch_sizes(backbone, shape)
+        self.tubes = tubed(backbone, length) if mask == "tubes" else None
         self.decoder = Decoder(length=length, width=backbone.dim, dim=dim, out=out, depth=depth, heads=heads)
 
     def forward(self, batch: Batch) -> Loss:
         view = batch["views"][0]
         patches, pad = self.backbone.patchify(view["x"]), view.get("pad")
-        mask = random_mask(len(patches), patches.shape[1], self.ratio, patches.device)
+        mask = self.masks(patches)
         prediction = self.predict(patches, mask, pad)
         target = normalised(patches) if self.normalise else patches
         return Loss(reconstruction(prediction, target, mask if pad is None else mask & ~pad))
+
+    def masks(self, patches: Tensor) -> Tensor:
+        """(B, L, P) -> (B, L) bool, True where hidden."""
+        if self.tubes is not None:
+            return tube_mask(len(patches), self.tubes, self.ratio, patches.device)
+        return random_mask(len(patches), patches.shape[1], self.ratio, patches.device)
 
     def predict(self, patches: Tensor, mask: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, L, P) patches and (B, L), True where hidden -> (B, L, P). "MAE encoder" and "MAE decoder"."""
@@ -65,7 +77,7 @@ class MAE(Objective):
         """The input, what the encoder saw of it, and the input with the hidden patches rebuilt."""
         view = batch["views"][0]
         patches = self.backbone.patchify(view["x"])
-        mask = random_mask(len(patches), patches.shape[1], self.ratio, patches.device)
+        mask = self.masks(patches)
         rebuilt = self.predict(patches, mask, view.get("pad")).float()
         if self.normalise:
             rebuilt = denormalised(rebuilt, patches)

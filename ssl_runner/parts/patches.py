@@ -8,14 +8,18 @@ from torch import Tensor
 
 from ssl_runner.errors import RequestError
 from ssl_runner.parts.gather import world_size
-from ssl_runner.types import TokenBackbone
+from ssl_runner.types import FrameBackbone, TokenBackbone
 
 
 def patch_sizes(backbone: TokenBackbone, shape: tuple[int, ...]) -> tuple[int, int]:
     """(L, P): how many patches a sample of this shape has, and how many values a patch.
 
-    Raises RequestError where patches are ids, or where there are fewer than two.
+    Raises RequestError where patches are ids or learned, and where there are fewer than two.
     """
+    if isinstance(backbone, FrameBackbone):
+        raise RequestError(
+            "objective: predicts the input's values, and here patches are learned; use a Continuous stem"
+        )
     patches = backbone.patchify(torch.zeros(1, *shape))
     if patches.ndim != 3:
         raise RequestError("objective: predicts real values, and this backbone cuts its input into ids")

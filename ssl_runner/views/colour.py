@@ -1,4 +1,7 @@
-"""Changes of brightness and colour. Samples are intensities in [0, 1]; three channels: red, green, blue."""
+"""Changes of brightness and colour. Samples are intensities in [0, 1]; three channels: red, green, blue.
+
+All take clips too, (B, C, T, H, W): all frames of one are changed alike.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +39,7 @@ class ColorJitter(Transform):
         self.hue, self.p = hue, p
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) float in [0, 1] -> the same.
+        """(B, C, ..., H, W) float in [0, 1] -> the same.
 
         Brightness, contrast and saturation are blends, so that one kernel serves all three: in round r each
         sample undergoes the r-th of its blends, whichever that is. Hue costs more and comes once a sample, at
@@ -74,7 +77,7 @@ class ColorJitter(Transform):
 
 
 def luminance(x: Tensor) -> Tensor:
-    """(B, C, H, W) -> (B, H, W), a fresh tensor: ITU-R BT.601 for three channels, else their mean."""
+    """(B, C, ..., H, W) -> (B, ..., H, W), a fresh tensor: ITU-R BT.601 for three channels, else their mean."""
     if x.shape[1] != 3:
         return x.mean(1)
     red, green, blue = x.unbind(1)
@@ -84,20 +87,21 @@ def luminance(x: Tensor) -> Tensor:
 def blend_(x: Tensor, factor: Tensor, to_mean: Tensor, to_grey: Tensor) -> Tensor:
     """factor * x + to_mean * (the image's mean grey) + to_grey * (the pixel's grey), clamped; in place.
 
-    x: (B, C, H, W) in [0, 1]; the others: (B,).
+    x: (B, C, ..., H, W) in [0, 1]; the others: (B,).
     Brightness f is (f, 0, 0), contrast (f, 1 - f, 0), saturation (f, 0, 1 - f).
     """
     grey = luminance(x)
-    mean = (to_mean * grey.mean((1, 2)))[:, None, None]
-    torch.addcmul(mean, grey, to_grey[:, None, None], out=grey)
-    torch.addcmul(grey[:, None], x, factor[:, None, None, None], out=x)
+    each = (-1, *[1] * (grey.ndim - 1))
+    mean = (to_mean * grey.flatten(1).mean(1)).view(each)
+    torch.addcmul(mean, grey, to_grey.view(each), out=grey)
+    torch.addcmul(grey[:, None], x, factor.view(*each, 1), out=x)
     return x.clamp_(0, 1)
 
 
 def shift_hue_(x: Tensor, shift: Tensor) -> Tensor:
     """Turns each sample's hue by `shift`, in place; value and saturation stay.
 
-    x: (B, 3, H, W); shift: (B,), in turns.
+    x: (B, 3, ..., H, W); shift: (B,), in turns.
 
     With h the hue in [0, 6], 0 at red and 2 at green, a = max - min over the channels, and
     k(t) = clamp(|t| - 1, 0, 1), a colour is
@@ -113,7 +117,7 @@ def shift_hue_(x: Tensor, shift: Tensor) -> Tensor:
     six = (high - low).mul_(6)
     turn = (green + blue).sub_(red).sub_(low).div_(six.clamp_min(1e-20)).sub_(1 / 3)
     torch.copysign(turn, blue - green, out=turn)
-    turn.add_(shift[:, None, None])
+    turn.add_(shift.view(-1, *[1] * (turn.ndim - 1)))
     turn.sub_(turn.round())
     low.sub_(six, alpha=1 / 6)  # six * clamp(|turn|, 1/6, 1/3) is a (k + 1): the one is taken off here
     high.add_(six, alpha=1 / 6)
@@ -131,10 +135,10 @@ class Grayscale(Transform):
         self.p = p
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same."""
+        """(B, C, ..., H, W) -> the same."""
         if x.shape[1] != 3:
             return x
-        return change_chosen(x, self.p, lambda x: luminance(x)[:, None].repeat(1, 3, 1, 1))
+        return change_chosen(x, self.p, lambda x: torch.stack([luminance(x)] * 3, 1))
 
 
 class Solarize(Transform):

@@ -39,7 +39,7 @@ class GaussianBlur(Transform):
         self.kernel, self.sigma, self.p = kernel, ascending("GaussianBlur: sigma", sigma), p
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, ..., H, W) -> the same shape; all frames of a clip alike."""
         return change_chosen(x, self.p, self._blur)
 
     def _blur(self, x: Tensor) -> Tensor:
@@ -48,7 +48,7 @@ class GaussianBlur(Transform):
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """x: (B, C, H, W); sigma: (B,) pixels; kernel: odd. Returns (B, C, H, W)."""
+    """x: (B, C, ..., H, W); sigma: (B,) pixels; kernel: odd. Returns x's shape."""
     t = torch.arange(kernel, device=x.device) - kernel // 2
     weight = torch.softmax(-0.5 * (t / sigma[:, None]) ** 2, dim=1)  # (B, kernel)
     weight = F.threshold(weight, 1e-12, 0)  # far tails: subnormal numbers slow a CPU down several times

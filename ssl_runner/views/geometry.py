@@ -66,7 +66,7 @@ class Affine(Transform):
         self.p, self.interpolation, self.fill = p, interpolation, fill
 
     def transform(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, C, H, W)."""
+        """(B, C, ..., H, W) -> the same shape; all frames of a clip alike."""
         return change_chosen(x, self.p, lambda x: affine(x, self.draw(x), self.interpolation, self.fill))
 
     def draw(self, x: Tensor) -> Tensor:
@@ -82,7 +82,7 @@ class Affine(Transform):
 def affine(x: Tensor, parameters: Tensor, interpolation: Literal["nearest", "bilinear"], fill: float) -> Tensor:
     """Shears, then zooms, rotates clockwise and shifts each sample.
 
-    x: (B, C, H, W); parameters: (5, B), as `Affine.draw` gives them. A pixel at (u, v) from the centre shows
+    x: (B, C, ..., H, W); parameters: (5, B), as `Affine.draw` gives them. A pixel at (u, v) from the centre shows
     what lay at R^-1 ((u, v) - shift), R = rotation(angle) * zoom * [[1, -tan shear], [0, 1]].
     """
     height, width = x.shape[-2:]
@@ -95,4 +95,6 @@ def affine(x: Tensor, parameters: Tensor, interpolation: Literal["nearest", "bil
     from_x = cos * u + sin * v + slope * from_y
     grid = torch.stack([from_x * (2 / width), from_y * (2 / height)], dim=-1)
     # zeros lie outside, so `fill` is taken off before and put on after
-    return F.grid_sample(x - fill, grid, mode=interpolation, padding_mode="zeros", align_corners=False) + fill
+    planes = (x - fill).flatten(1, -3)
+    moved = F.grid_sample(planes, grid, mode=interpolation, padding_mode="zeros", align_corners=False)
+    return moved.view(x.shape) + fill

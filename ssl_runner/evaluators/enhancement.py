@@ -1,0 +1,51 @@
+"""How much noise an objective takes out of signals that it has not heard."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from ssl_runner.errors import RequestError
+from ssl_runner.objectives.enhancement import Enhancement
+from ssl_runner.parts.noise import noisy, si_sdr
+from ssl_runner.types import Embed, Evaluator, seen_by
+
+
+class Enhanced(Evaluator):
+    """Scores of the test part's undisturbed samples, with noise that is always the same.
+
+    snr: the noise's level, decibels below the signal's. colour: the exponent by which its power falls with frequency.
+
+    Gives "si_sdr", the mean over samples in decibels, and "improvement", how much higher it is than that of the noisy
+    signals, which are what the raw input's figure is of.
+    """
+
+    asks = Enhancement
+    labelled = False
+
+    def __init__(self, *, snr: float = 5.0, colour: Annotated[float, Ge(0)] = 1.0):
+        self.snr, self.colour = snr, colour
+
+    @torch.no_grad()
+    def __call__(self, embed: Embed, data: Any) -> dict[str, float]:
+        generator = torch.Generator().manual_seed(0)
+        found: list[Tensor] = []
+        for view, _ in data.plain(data.source.split("test")):
+            clean, objective = view["x"], embed.objective
+            level, colour = torch.full((len(clean),), self.snr), torch.full((len(clean),), self.colour)
+            real = torch.ones_like(clean, dtype=torch.bool)
+            if "pad" in view:
+                real = real & ~view["pad"].view(len(clean), *[1] * (clean.ndim - 2), -1)
+            heard = noisy(clean, level, colour, real, generator)
+            made = heard
+            if objective is not None:
+                assert isinstance(objective, Enhancement)
+                made = objective.cleaned(heard, seen_by(objective.backbone, view).get("pad"))
+            found.append(torch.stack([si_sdr(each, clean, real) for each in (made, heard)], 1).cpu())
+        if not found:
+            raise RequestError("the test part is empty: give the data one, e.g. data.test=0.1")
+        after, before = torch.cat(found).double().mean(0).tolist()
+        return {"si_sdr": after, "improvement": after - before}
