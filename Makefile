@@ -12,7 +12,7 @@ $(READY): pyproject.toml
 	touch $@
 
 test: lint  ## lint, types and the whole suite but what is marked slow
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile  # a file at a time on each core
 
 slow: $(READY)  ## the tests that take too long for every commit
 	$(BIN)/python -m pytest -m slow

@@ -100,7 +100,11 @@ class Malicious:
         return os.system, ("touch ran",)
 
 
-@pytest.mark.parametrize("content", [Malicious(), {"state_dict": Malicious()}, {"config": [Malicious()]}], ids=str)
+@pytest.mark.parametrize(
+    "content",
+    [Malicious(), {"state_dict": Malicious()}, {"config": [Malicious()]}],
+    ids=["itself", "in the state", "in the config"],
+)
 @pytest.mark.parametrize("save", [torch.save, lambda c, p: p.write_bytes(pickle.dumps(c))], ids=["torch", "pickle"])
 def test_a_malicious_pickle_runs_nothing(
     content: Any, save: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
