@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from fractions import Fraction
 from types import SimpleNamespace
 from typing import Any
 
@@ -622,12 +623,12 @@ def test_the_equal_error_rate_is_where_both_errors_meet() -> None:
 def test_the_equal_error_rate_is_that_of_the_best_threshold(n: int, seed: int) -> None:
     torch.manual_seed(seed)
     score, same = torch.randn(n).round(decimals=1), torch.arange(n) % 2 == 0
-    best = (2.0, 0.0)
-    for threshold in score.unique().flip(0):
-        accepted = (score[~same] >= threshold).double().mean().item()
-        refused = (score[same] < threshold).double().mean().item()
+    best = (Fraction(2), Fraction(0))
+    for threshold in score.unique().flip(0):  # of equally near ones the first, which accepts the fewest
+        accepted = Fraction(int((score[~same] >= threshold).sum()), int((~same).sum()))
+        refused = Fraction(int((score[same] < threshold).sum()), int(same.sum()))
         best = min(best, (abs(accepted - refused), (accepted + refused) / 2), key=lambda pair: pair[0])
-    assert equal_error_rate(score, same) == pytest.approx(best[1])
+    assert equal_error_rate(score, same) == pytest.approx(float(best[1]))
 
 
 def test_verification_pairs_the_test_part() -> None:

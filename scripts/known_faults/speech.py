@@ -294,7 +294,7 @@ FAULTS: dict[int, list[Fault]] = {
             "the error rate is of the threshold with fewest errors",
             S + "test_the_equal_error_rate_is_that_of_the_best_threshold",
             "ssl_runner/evaluators/verification.py",
-            "best = (refused - accepted).abs().argmin()",
+            "best = (refused * others - accepted * total).abs().argmin()",
             "best = (refused + accepted).argmin()",
         ),
         fault(

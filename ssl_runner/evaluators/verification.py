@@ -44,11 +44,12 @@ def equal_error_rate(score: Tensor, same: Tensor) -> float:
     total, order = int(same.sum()), score.argsort(descending=True)
     if total in (0, len(same)):
         raise RequestError("evaluators: the test part needs two samples of one class, and two classes; give it more")
-    score, same = score[order].double(), same[order].double()
-    refused = 1 - same.cumsum(0) / total  # of those of the same class, where all up to here are accepted
-    accepted = (1 - same).cumsum(0) / (len(same) - total)
+    others = len(same) - total
+    score, same = score[order].double(), same[order].long()
+    refused = total - same.cumsum(0)  # how many of the same class, where all up to here are accepted
+    accepted = (1 - same).cumsum(0)
     last = torch.ones_like(same, dtype=torch.bool)
     last[:-1] = score[1:] != score[:-1]  # pairs of one score are accepted together
     refused, accepted = refused[last], accepted[last]
-    best = (refused - accepted).abs().argmin()
-    return float((refused[best] + accepted[best]) / 2)
+    best = (refused * others - accepted * total).abs().argmin()  # in whole numbers: of equally near ones, the first
+    return float((refused[best] / total + accepted[best] / others) / 2)
