@@ -54,6 +54,8 @@ NO_FIGURE = {
     "wav2vec2_librispeech",
 }
 """Nobody published a score of these that an evaluator here measures, and this project has not run them."""
+UNMEASURED = {"cpc", "hubert", "clm_waveform"}
+"""Small recipes that were not run to their end yet: they promise nothing, and `ssl-run verify` says so."""
 
 
 def text(name: str) -> str:
@@ -101,7 +103,7 @@ def test_a_recipe_is_short_and_says_where_it_comes_from(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_promises_a_score_that_it_measures(name: str) -> None:
     contract = composed(name)["contract"]
-    if name in NO_FIGURE:
+    if name in NO_FIGURE | UNMEASURED:
         assert contract is None, "it promises something now: take it off the list"
         return
     assert contract is not None, "without a contract `ssl-run verify` has nothing to hold it to"
@@ -114,6 +116,7 @@ def test_a_recipe_promises_a_score_that_it_measures(name: str) -> None:
 
 def test_the_lists_of_recipes_without_promises_name_recipes() -> None:
     assert set(PUBLISHED) >= NO_FIGURE
+    assert set(RECIPES) - set(PUBLISHED) >= UNMEASURED
 
 
 # -- the published ones ------------------------------------------------------------------------------------------
