@@ -380,7 +380,7 @@ def frozen(backbone: Backbone, objective: Objective | None = None) -> Embed:
 
     def tokens(view: View) -> Tensor:
         assert isinstance(backbone, TokenBackbone)
-        return backbone.encode(backbone.embed(backbone.patchify(view["x"])), seen_by(backbone, view).get("pad"))
+        return backbone.tokens(**seen_by(backbone, view))
 
     for module in (backbone, objective):
         if module is not None:

@@ -81,6 +81,10 @@ class TokenBackbone(Backbone):
         """(B, L, dim) -> (B, L, dim). What sees what: see ssl_runner.parts.attention.visible."""
         raise NotImplementedError
 
+    def tokens(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
+        """(B, ...) -> (B, L, dim): all steps, undisturbed. pad: (B, L)."""
+        return self.encode(self.embed(self.patchify(x)), pad)
+
     def layers(
         self, tokens: Tensor, pad: Tensor | None = None, causal: bool = False, part: Tensor | None = None
     ) -> Iterator[Tensor]:

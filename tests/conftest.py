@@ -8,8 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from ssl_runner import cli
+
+settings.register_profile("untimed", deadline=None)  # no example may fail for being slow on a loaded machine
+settings.load_profile("untimed")
 
 TINY = [
     "data=fake",

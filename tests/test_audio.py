@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -31,7 +32,6 @@ from ssl_runner.errors import RequestError, RunError
 from ssl_runner.views.audio import LogMel
 from ssl_runner.views.window import Window
 
-soundfile = pytest.importorskip("soundfile")
 SPLITS = ("pretrain", "train", "val", "test")
 
 

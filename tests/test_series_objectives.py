@@ -246,7 +246,7 @@ def test_ts_tcc_tells_the_other_views_tokens(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(objective, "sum_up", summed)
     monkeypatch.setattr(ts_tcc, "temporal_loss", noted)
     loss = objective({"views": [{"x": weak}, {"x": strong}]})
-    tokens = [objective.tokens({"x": x}) for x in (weak, strong)]
+    tokens = [objective.backbone.tokens(x) for x in (weak, strong)]
     assert moments[0].equal(moments[1])
     assert moments[0].max() + objective.steps < 16
     for (predicted, behind), own, other in zip(told, (0, 1), (1, 0), strict=True):

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import yaml
 
-soundfile = pytest.importorskip("soundfile")
 Call = Callable[..., tuple[int, str, str]]
 RATE, LETTERS = 1000, {"a": 60.0, "b": 140.0}
 

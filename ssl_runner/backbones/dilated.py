@@ -77,7 +77,7 @@ class DilatedCNN(TokenBackbone):
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, C, n) -> (B, dim): the maximum over all moments that are not padding; zeros where there is none."""
-        tokens = self.encode(self.embed(self.patchify(x)), pad)
+        tokens = self.tokens(x, pad)
         if pad is None:
             return tokens.amax(1)
         most = tokens.masked_fill(pad[..., None], -torch.inf).amax(1)

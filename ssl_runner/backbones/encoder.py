@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ssl_runner.backbones.stems import Stem
 from ssl_runner.errors import RequestError
 from ssl_runner.parts.attention import visible
+from ssl_runner.parts.pooling import mean_token
 from ssl_runner.types import TokenBackbone
 
 Rate = Annotated[float, Ge(0), Lt(1)]
@@ -99,11 +100,7 @@ class Encoder(TokenBackbone):
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, ...) -> (B, dim). pad: (B, L), True at padding; a sample of nothing else gives zeros."""
-        tokens = self.encode(self.embed(self.patchify(x)), pad)
-        if pad is None:
-            return tokens.mean(1)
-        count = (~pad).sum(1, keepdim=True).clamp(min=1)
-        return tokens.masked_fill(pad[..., None], 0.0).sum(1) / count
+        return mean_token(self.tokens(x, pad), pad)
 
 
 def nearness(tokens: Tensor, slope: float, heads: int, seen: Tensor | None) -> Tensor:

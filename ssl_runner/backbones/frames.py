@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ssl_runner.backbones.encoder import Encoder, Rate
 from ssl_runner.backbones.stems import Stem
 from ssl_runner.errors import RequestError
+from ssl_runner.parts.pooling import mean_token
 from ssl_runner.types import FrameBackbone
 
 Count = Annotated[int, Gt(0)]
@@ -227,12 +228,4 @@ class FrameRecurrent(FrameBackbone):
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, C, n) -> (B, dim)."""
-        return pooled(self.encode(self.embed(self.patchify(x)), pad), pad)
-
-
-def pooled(tokens: Tensor, pad: Tensor | None) -> Tensor:
-    """(B, L, dim) -> (B, dim), the mean over the tokens that are not padding; of a sample of nothing else, zeros."""
-    if pad is None:
-        return tokens.mean(1)
-    count = (~pad).sum(1, keepdim=True).clamp(min=1)
-    return tokens.masked_fill(pad[..., None], 0.0).sum(1) / count
+        return mean_token(self.tokens(x, pad), pad)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from ssl_runner.checkpoint import Receipt
 from ssl_runner.errors import RequestError, RunError, nearest
 from ssl_runner.parts.attention import visible
+from ssl_runner.parts.pooling import mean_token
 from ssl_runner.types import TokenBackbone
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
@@ -115,13 +116,11 @@ class Transformers(TokenBackbone):
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, L) ids -> (B, dim). pad: (B, L), True at padding."""
-        tokens = self.encode(self.embed(x), pad)
-        if pad is None:
-            return tokens[:, 0] if self.pool == "first" else tokens.mean(1)
-        if self.pool == "first":
-            return tokens[torch.arange(len(x), device=x.device), pad.long().argmin(1)]
-        count = (~pad).sum(1, keepdim=True).clamp(min=1)
-        return tokens.masked_fill(pad[..., None], 0.0).sum(1) / count
+        tokens = self.tokens(x, pad)
+        if self.pool == "mean":
+            return mean_token(tokens, pad)
+        first = 0 if pad is None else pad.long().argmin(1)
+        return tokens[torch.arange(len(x), device=x.device), first]
 
     @property
     def blocks(self) -> nn.ModuleList | None:

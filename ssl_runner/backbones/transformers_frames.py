@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ssl_runner.backbones.frames import framed_padding, hop_and_reach, pooled
+from ssl_runner.backbones.frames import framed_padding, hop_and_reach
 from ssl_runner.backbones.transformers import FAILURES, described_by, model_of, need_library, own_fields, silence
 from ssl_runner.errors import RequestError
+from ssl_runner.parts.pooling import mean_token
 from ssl_runner.types import FrameBackbone
 
 
@@ -124,7 +125,7 @@ class TransformersFrames(FrameBackbone):
 
     def forward(self, x: Tensor, pad: Tensor | None = None) -> Tensor:
         """(B, 1, n) -> (B, dim)."""
-        return pooled(self.encode(self.embed(self.patchify(x)), pad), pad)
+        return mean_token(self.tokens(x, pad), pad)
 
     @torch.no_grad()
     def _try(self) -> None:

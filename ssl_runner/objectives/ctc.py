@@ -56,7 +56,7 @@ class CTC(Predictor):
     def predict(self, view: View) -> tuple[Tensor, Tensor]:
         """View -> (B, L, V) logarithms of chances, in fp32, and (B,), how many tokens of a sample are no padding."""
         pad = view.get("pad")
-        tokens = self.backbone.encode(self.backbone.embed(self.backbone.patchify(view["x"])), pad)
+        tokens = self.backbone.tokens(**view)
         scores = self.head(tokens).float().log_softmax(2)
         return scores, torch.full_like(scores[:, 0, 0], scores.shape[1]).long() if pad is None else (~pad).sum(1)
 

@@ -68,7 +68,7 @@ class Forecast(Predictor):
 
     def predict(self, view: View) -> Tensor:
         """View of (B, C, n) -> (B, C, horizon) in units of std. In fp32."""
-        tokens = self.backbone.encode(self.backbone.embed(self.backbone.patchify(view["x"])), view.get("pad"))
+        tokens = self.backbone.tokens(**view)
         told = self.head(tokens.flatten(1)).float().view(-1, self.channels, self.horizon)
         return told + naive(view["x"], self.horizon, 1) if self.relative else told
 

@@ -16,6 +16,7 @@ from ssl_runner.errors import RequestError
 from ssl_runner.parts.distillation import Head, cross_view, move_centre, prototypes_used, warm
 from ssl_runner.parts.masking import block_mask, grid_of
 from ssl_runner.parts.multicrop import embed_together
+from ssl_runner.parts.pooling import mean_token
 from ssl_runner.parts.teacher import Teacher
 from ssl_runner.types import Batch, Loss, Objective, TokenBackbone, View
 
@@ -108,7 +109,7 @@ class IBOT(Objective):
     def teach(self, views: list[View]) -> tuple[list[Tensor], list[Tensor]]:
         """The teacher's logits for whole views: (B, K) of their embeddings, and (B, L, K) of their tokens."""
         backbone = cast(TokenBackbone, self.teacher_backbone.copy)
-        read = [(encode(backbone, view), view.get("pad")) for view in views]
+        read = [(backbone.tokens(**view), view.get("pad")) for view in views]
         whole = [self.teacher_head(mean_token(tokens, pad)) for tokens, pad in read]
         return whole, [self.teacher_head(tokens) for tokens, _ in read]
 
@@ -142,18 +143,6 @@ class IBOT(Objective):
             return {}
         hidden = self.draw_mask(patches, view.get("pad"))
         return {"masked": [view["x"], self.backbone.unpatchify(torch.where(hidden[..., None], 0.0, patches))]}
-
-
-def encode(backbone: TokenBackbone, view: View) -> Tensor:
-    """A view's (B, L, dim) tokens."""
-    return backbone.encode(backbone.embed(backbone.patchify(view["x"])), view.get("pad"))
-
-
-def mean_token(tokens: Tensor, pad: Tensor | None) -> Tensor:
-    """(B, L, dim) -> (B, dim), over the tokens that are not padding."""
-    if pad is None:
-        return tokens.mean(1)
-    return tokens.masked_fill(pad[..., None], 0.0).sum(1) / (~pad).sum(1, keepdim=True).clamp(min=1)
 
 
 def keep(tokens: Tensor, pad: Tensor | None) -> Tensor:

@@ -66,7 +66,7 @@ class TSTCC(Objective):
 
     def forward(self, batch: Batch) -> Loss:
         weak, strong = batch["views"]
-        z = [self.tokens(view) for view in (weak, strong)]
+        z = [self.backbone.tokens(**view) for view in (weak, strong)]
         present = [_present(view, tokens) for view, tokens in zip((weak, strong), z, strict=True)]
         room = (torch.stack(present).sum(2).amin(0) - self.steps).clamp(min=1)
         moment = (torch.rand(len(room)).to(room.device) * room).long()  # t
@@ -79,10 +79,6 @@ class TSTCC(Objective):
         contextual = nt_xent(self.projector(context[0]), self.projector(context[1]), self.temperature)
         value = self.temporal * temporal + self.contextual * contextual
         return Loss(value, {"temporal": temporal.detach(), "contextual": contextual.detach()})
-
-    def tokens(self, view: View) -> Tensor:
-        """z: (B, L, width)."""
-        return self.backbone.encode(self.backbone.embed(self.backbone.patchify(view["x"])), view.get("pad"))
 
     def sum_up(self, tokens: Tensor, present: Tensor, moment: Tensor) -> Tensor:
         """c_t, (B, dim): what the transformer's first token makes of (B, L, width) tokens up to the (B,) moments."""
