@@ -26,7 +26,7 @@ from ssl_runner.datasets.base import BrokenSample
 from ssl_runner.datasets.klettres import LANGUAGES, TEST, VAL, KLettres
 from ssl_runner.datasets.librispeech import LibriSpeech
 from ssl_runner.datasets.reading import Reading
-from ssl_runner.datasets.recordings import Audio, Files, Recordings, spoken
+from ssl_runner.datasets.recordings import Audio, Recordings, SoundFiles, spoken
 from ssl_runner.datasets.speech_commands import SpeechCommands
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.views.audio import LogMel
@@ -699,7 +699,7 @@ def test_a_set_of_nothing_but_broken_files(tmp_path: Path) -> None:
 def test_files_read_from_memory_are_as_long_as_their_headers_say(tmp_path: Path) -> None:
     for n in range(5):
         sound(tmp_path / f"{n}.wav", n=300 + 7 * n, rate=44100)
-    files = Files(str(tmp_path), [f"{n}.wav" for n in range(5)], 16000)
+    files = SoundFiles(str(tmp_path), [f"{n}.wav" for n in range(5)], 16000)
     before = [files.length(n) for n in range(5)]
     assert files.hold("stop").all()
     assert [files.length(n) for n in range(5)] == before

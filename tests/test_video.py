@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from hydra import compose, initialize_config_module
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from PIL import Image
@@ -195,6 +195,7 @@ def test_a_header_that_claims_more_than_there_is(tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(0, 3000), flips=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=8))
+@example(cut=0, flips=[(737, 0)])  # an .mp4 without a known code for its pictures
 @settings(max_examples=40, deadline=None)
 @pytest.mark.parametrize("kind", [".avi", ".mp4"])
 def test_damage_breaks_a_sample_or_nothing(

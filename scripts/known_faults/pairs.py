@@ -160,7 +160,7 @@ FAULTS: dict[int, list[Fault]] = {
             "what is broken is left out without a word",
             "test_pairs.py::test_what_cannot_be_read_is_left_out_and_told",
             f"{DATASETS}/pairs.py",
-            "usable = readable([each if isinstance(each, BrokenSample) else None for each in found], on_broken)",
+            "usable = readable(found, on_broken)",
             "usable = torch.tensor([not isinstance(each, BrokenSample) for each in found])",
         ),
     ],

@@ -6,7 +6,6 @@ import hashlib
 import io
 import os
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
@@ -23,7 +22,8 @@ from ssl_runner.datasets.base import BrokenSample, Source
 from ssl_runner.datasets.folder import per_channel
 from ssl_runner.datasets.images import image_facts, quiet_pillow, read_image
 from ssl_runner.datasets.published import home
-from ssl_runner.datasets.recordings import Files, Rate, Seconds
+from ssl_runner.datasets.reading import read_all
+from ssl_runner.datasets.recordings import Rate, Seconds, SoundFiles
 from ssl_runner.datasets.text import CACHE
 from ssl_runner.datasets.tokenizer import Bytes, Kind, Tokenizer, bag
 from ssl_runner.errors import RequestError
@@ -314,15 +314,11 @@ class Pictures(Input):
         assert self._side is not None
         x = torch.zeros(len(self._files), self._channels, self._side, self._side, dtype=torch.uint8)
 
-        def read(index: int) -> BrokenSample | None:
-            try:
-                x[index] = self.view(index)["x"]
-            except BrokenSample as error:
-                return error
-            return None
+        def read(index: int) -> None:
+            x[index] = self.view(index)["x"]
 
-        with quiet_pillow(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            return {"x": x}, list(pool.map(read, range(len(self._files))))
+        with quiet_pillow():
+            return {"x": x}, read_all(read, len(self._files))
 
     def name(self, index: int) -> str:
         return self._files.name(index)
@@ -353,14 +349,14 @@ class AudioColumn(FileColumn):
         return file
 
     def open(self, items: Sequence[File], train: Sequence[int]) -> Sounds:
-        files = Files("", [file.path for file in items], self.rate)
+        files = SoundFiles("", [file.path for file in items], self.rate)
         return Sounds(files, round(self.seconds * self.rate), round(self.longest * self.rate))
 
 
 class Sounds(Input):
     """size: values of a sample as a backbone sees it. longest: values that are read."""
 
-    def __init__(self, files: Files, size: int, longest: int):
+    def __init__(self, files: SoundFiles, size: int, longest: int):
         self._files, self._longest = files, longest
         self.facts = {"shape": (1, size), "size": size, "rate": files.rate}
 

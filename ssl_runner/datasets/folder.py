@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from itertools import chain
 from typing import Literal
@@ -16,7 +15,7 @@ from ssl_runner.datasets.files import hold_out
 from ssl_runner.datasets.images import Images, image_facts, image_size, quiet_pillow
 from ssl_runner.datasets.layout import class_names, find_files, label_of, lay_out
 from ssl_runner.datasets.published import home
-from ssl_runner.datasets.reading import readable
+from ssl_runner.datasets.reading import read_all, readable
 from ssl_runner.errors import RequestError
 
 Extension = Literal[".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"]
@@ -140,22 +139,18 @@ def decode_all(images: Images, size: tuple[int, int], on_broken: Literal["skip",
     width, height = size
     x = torch.empty(len(images), images.channels, height, width, dtype=torch.uint8)
 
-    def decode(index: int) -> BrokenSample | None:
-        try:
-            sample = images.read(index)
-        except BrokenSample as error:
-            return error
+    def decode(index: int) -> None:
+        sample = images.read(index)
         if sample.shape != x.shape[1:]:
             raise _OtherSize
         x[index] = sample
-        return None
 
     try:
-        with quiet_pillow(), ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            faults = list(pool.map(decode, range(len(images))))
+        with quiet_pillow():
+            found = read_all(decode, len(images))
     except _OtherSize:
         return None
-    kept = readable(faults, on_broken)
+    kept = readable(found, on_broken)
     if kept.all():
         return Arrays(x, images.label)
     return Arrays(x[kept], None if images.label is None else images.label[kept])

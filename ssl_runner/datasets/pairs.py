@@ -111,7 +111,7 @@ class Paired(Source):
         if not rows:
             raise RequestError(f"data.root={root!r}: no pair in it")
         found = [paired(row, first, second) for row in rows]
-        usable = readable([each if isinstance(each, BrokenSample) else None for each in found], on_broken)
+        usable = readable(found, on_broken)
         kept = [row for row, use in zip(rows, usable.tolist(), strict=True) if use]
         pairs = [each for each in found if not isinstance(each, BrokenSample)]
         firsts, a = numbered([one for one, _ in pairs])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
+from concurrent.futures import ThreadPoolExecutor
+from typing import Literal, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import Samples, View
 
 NAMED = 10  # broken files named in one warning
+T = TypeVar("T")
 
 
 class Reading(Dataset):
@@ -103,17 +106,30 @@ class Reading(Dataset):
         return with_answers({"inputs": inputs, "index": index, "cropped": True}, self.dataset, index)
 
 
-def readable(faults: Sequence[BrokenSample | None], on_broken: Literal["skip", "stop"]) -> Tensor:
-    """What is wrong with each of N samples, all read at once -> (N,) bool, which can be used.
+def read_all(read: Callable[[int], T], count: int) -> list[T | BrokenSample]:
+    """What `read` gives of 0 to count - 1, by several threads; where one can't be read, what is wrong with it."""
+
+    def one(index: int) -> T | BrokenSample:
+        try:
+            return read(index)
+        except BrokenSample as error:
+            return error
+
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(one, range(count)))
+
+
+def readable(found: Sequence[object], on_broken: Literal["skip", "stop"]) -> Tensor:
+    """What was found of N samples, all read at once -> (N,) bool, which can be used: those that are no BrokenSample.
 
     The others are told in one warning. Raises RunError at the first with on_broken="stop", and where none is left.
     """
-    broken = [str(fault) for fault in faults if fault is not None]
+    broken = [str(each) for each in found if isinstance(each, BrokenSample)]
     if broken and on_broken == "stop":
         raise RunError(f"{broken[0]}; mend or remove it, or set data.on_broken=skip")
-    if broken and len(broken) == len(faults):
-        raise RunError(f"none of the {len(faults)} samples can be read; the first: {broken[0]}")
+    if broken and len(broken) == len(found):
+        raise RunError(f"none of the {len(found)} samples can be read; the first: {broken[0]}")
     if broken:
         more = f"; and {len(broken) - NAMED} more" if len(broken) > NAMED else ""
         print(f"warning: left out {len(broken)} broken samples: {'; '.join(broken[:NAMED])}{more}", file=sys.stderr)
-    return torch.tensor([fault is None for fault in faults], dtype=torch.bool)
+    return torch.tensor([not isinstance(each, BrokenSample) for each in found], dtype=torch.bool)

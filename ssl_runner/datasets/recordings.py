@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -17,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from ssl_runner.datasets.audio import header, library, ratio, read_audio
 from ssl_runner.datasets.base import BrokenSample, Ragged, Source, Split
-from ssl_runner.datasets.reading import readable
+from ssl_runner.datasets.reading import read_all, readable
 from ssl_runner.errors import RequestError
 from ssl_runner.pictures import draw
 from ssl_runner.types import View
@@ -32,7 +31,7 @@ OnBroken = Literal["skip", "stop"]
 Cache = Literal["auto", "no"]
 
 
-class Files:
+class SoundFiles:
     """Audio files, read as they are asked for or, once ``hold`` has decoded them all, from memory.
 
     root: the folder the names are relative to. names: N. rate: values a second, whatever the files hold.
@@ -78,15 +77,8 @@ class Files:
         if not self._fits():
             return usable
 
-        def decode(index: int) -> Tensor | BrokenSample:
-            try:
-                return read_audio(self.name(index), self.rate)[0]
-            except BrokenSample as error:
-                return error
-
-        with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-            decoded = list(pool.map(decode, range(len(self))))
-        usable = readable([each if isinstance(each, BrokenSample) else None for each in decoded], on_broken)
+        decoded = read_all(lambda index: read_audio(self.name(index), self.rate)[0], len(self))
+        usable = readable(decoded, on_broken)
         kept = [each if isinstance(each, Tensor) else torch.zeros(0) for each in decoded]
         self._ends = torch.tensor([len(each) for each in kept], dtype=torch.int64).cumsum(0)
         self._values = torch.cat(kept)
@@ -122,7 +114,7 @@ class Recordings(Ragged):
     """
 
     def __init__(
-        self, files: Files, index: Tensor, longest: int, label: Tensor | None, target: Tensor | None, whole: int
+        self, files: SoundFiles, index: Tensor, longest: int, label: Tensor | None, target: Tensor | None, whole: int
     ):
         self.files, self.index, self.longest = files, index, longest
         self.label, self.target, self.whole = label, target, whole
@@ -190,7 +182,7 @@ class Audio(Source):
         self.on_broken, self.classes = on_broken, tuple(classes)
         self.labelled = bool(classes) or texts is not None
         self._cache, self._label, self._letters = cache, label, letters
-        self._files, self._size, self._longest = Files(root, files, rate), size, round(longest * rate)
+        self._files, self._size, self._longest = SoundFiles(root, files, rate), size, round(longest * rate)
         self._parts = {**parts, "pretrain": parts["train"] if pretrain is None else pretrain}
         self._texts: list[str | None] = []
         self.facts = {"shape": (1, size), "size": size, "rate": rate, "num_classes": len(self.classes)}

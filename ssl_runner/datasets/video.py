@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +19,7 @@ from ssl_runner.datasets.clips import animate, clip_facts, look_and_motion
 from ssl_runner.datasets.files import Files, hold_out
 from ssl_runner.datasets.layout import class_names, find_files, label_of, lay_out
 from ssl_runner.datasets.published import home
-from ssl_runner.datasets.reading import readable
+from ssl_runner.datasets.reading import read_all, readable
 from ssl_runner.errors import RequestError
 from ssl_runner.types import View
 
@@ -171,15 +170,8 @@ def decode_all(videos: Videos, on_broken: Literal["skip", "stop"]) -> Decoded:
     """All videos, whole. Broken ones are left out, with one warning for all of them. Raises RunError at the first with
     on_broken="stop", and where none is left."""
 
-    def decode(index: int) -> Tensor | BrokenSample:
-        try:
-            return read_video(videos.name(index), fps=videos.fps, side=videos.side)
-        except BrokenSample as error:
-            return error
-
-    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        found = list(pool.map(decode, range(len(videos))))
-    kept = readable([each if isinstance(each, BrokenSample) else None for each in found], on_broken)
+    found = read_all(lambda n: read_video(videos.name(n), fps=videos.fps, side=videos.side), len(videos))
+    kept = readable(found, on_broken)
     clips = [each for each in found if isinstance(each, Tensor)]
     names = [videos.name(int(n)) for n in kept.nonzero()]
     return Decoded(clips, names, None if videos.label is None else videos.label[kept], videos.frames)
@@ -280,6 +272,8 @@ def _opened(file: str) -> Iterator[tuple[Any, Any]]:
             if not container.streams.video:
                 raise ValueError("it holds no pictures")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise ValueError("how its pictures are coded can't be told")
             if min(stream.width, stream.height) < 1 or stream.width * stream.height > LARGEST:
                 raise ValueError(f"its frames are of {stream.width} x {stream.height} pixels")
             yield container, stream
