@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ssl_runner.data import DataModule, EvalBatches, TrainBatches
 from ssl_runner.datasets.digits import Digits
-from ssl_runner.datasets.splits import few_labels, stratified
+from ssl_runner.datasets.splits import by_group, few_labels, stratified
 from ssl_runner.errors import RequestError
 from ssl_runner.types import View
 from ssl_runner.views.base import Branch, Views
@@ -121,6 +121,34 @@ def test_features_are_of_undisturbed_samples_in_order_and_taken_once() -> None:
     data.features(spy, "test")
     assert spy.calls == calls
     data.features(Spy(), "test")
+
+
+SHARES = st.sampled_from([(0.6, 0.15, 0.25), (0.8, 0.2), (0.9, 0.0, 0.1), (0.2, 0.2, 0.6)])
+
+
+@settings(max_examples=100)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=80), SHARES)
+def test_no_group_is_divided(groups: list[int], shares: tuple[float, ...]) -> None:
+    parts = by_group([f"speaker {g}" for g in groups], shares)
+    assert torch.cat(parts).sort().values.tolist() == list(range(len(groups)))
+    held = [{groups[n] for n in part.tolist()} for part in parts]
+    assert sum(map(len, held)) == len(set(groups))
+    assert held[0]
+    assert all(not part for part, share in zip(held, shares, strict=True) if not share)
+    if len(set(groups)) >= len(shares):
+        assert all(part for part, share in zip(held, shares, strict=True) if share)
+
+
+def test_parts_by_group_come_near_to_their_shares_and_are_always_the_same() -> None:
+    names = [f"unit{n % 40}" for n in range(200)]
+    assert [len(part) for part in by_group(names, (0.6, 0.15, 0.25))] == [120, 30, 50]
+    _, val, test = by_group([str(n) for n in range(50)], (0.8, 0.1, 0.1))
+    assert (val.tolist(), test.tolist()) == ([12, 18, 41, 44, 46], [1, 7, 19, 20, 28])
+    # half of the samples are one group's, which fits in no small part
+    sizes = [len(part) for part in by_group(["large"] * 50 + [str(n // 2) for n in range(50)], (0.8, 0.1, 0.1))]
+    assert sizes == [80, 10, 10]
+    # two groups: one is learned from, one tested on
+    assert [len(part) for part in by_group(["a", "a", "b"], (0.8, 0.1, 0.1))] == [2, 0, 1]
 
 
 def test_the_parts_of_digits_are_disjoint() -> None:

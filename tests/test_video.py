@@ -28,7 +28,7 @@ from ssl_runner.datasets.clips import animate, look_and_motion
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.datasets.ucf101 import UCF101
 from ssl_runner.datasets.video import VideoFolder, decoded_bytes, read_video
-from ssl_runner.datasets.wesnoth import Wesnoth, by_figure, clips
+from ssl_runner.datasets.wesnoth import Wesnoth, clips
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import Transform, as_float
 from ssl_runner.views import (
@@ -393,15 +393,6 @@ def test_figures_are_drawn_in_the_middle_of_grey(tmp_path: Path) -> None:
     assert die[0, [0, -1], 12, 12].tolist() == [10, 120]
     low, high = (source.facts["mean"][0] - 0.2, source.facts["mean"][0] + 0.2)
     assert low < every[:, 0].float().mean() / 255 < high
-
-
-def test_a_figures_clips_are_in_one_part() -> None:
-    names = [f"unit{n % 40}" for n in range(200)]
-    parts = by_figure(names)
-    assert sorted(torch.cat(list(parts.values())).tolist()) == list(range(200))
-    of = {name: {names[i] for i in ids.tolist()} for name, ids in parts.items()}
-    assert len(of["train"] | of["val"] | of["test"]) == sum(map(len, of.values())) == 40
-    assert [len(ids) for ids in parts.values()] == [120, 30, 50]
 
 
 def test_wesnoth_tells_how_it_is_fetched(tmp_path: Path) -> None:

@@ -31,6 +31,13 @@ FAULTS: dict[int, list[Fault]] = {
             "[[track.cut(max(0, start - 3), end)] if",
         ),
         fault(
+            "the samples of one subject, speaker or figure are dealt out to several parts",
+            "test_data.py::test_no_group_is_divided",
+            "ssl_runner/datasets/splits.py",
+            "names, owner = np.unique(np.asarray(groups), return_inverse=True)",
+            "names, owner = np.unique(np.arange(len(groups)), return_inverse=True)",
+        ),
+        fault(
             "what is to be forecast lies in the next part",
             SERIES + "test_no_two_parts_share_a_value_whatever_the_lengths",
             STRETCHES,

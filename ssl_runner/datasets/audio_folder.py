@@ -15,7 +15,7 @@ from torch import Tensor
 from ssl_runner.datasets.layout import class_names, find_files, label_of, lay_out
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.recordings import Audio, Cache, OnBroken, Part, Rate, Seconds
-from ssl_runner.datasets.splits import stratified
+from ssl_runner.datasets.splits import by_group, stratified
 from ssl_runner.errors import RequestError, nearest
 
 KIND = "recordings"
@@ -103,13 +103,8 @@ def hold_out(
                 f"data.together=folders: all recordings like {groups[int(mine[0])]!r} are in that one folder; give "
                 "them folders of their own, one for each speaker or session, or leave data.together out"
             )
-        order = np.random.RandomState(20260101).permutation(sorted(set(owner)))
-        sizes = np.array([(owner == name).sum() for name in order])
-        middle = (sizes.cumsum() - sizes / 2) / sizes.sum()  # where the middle of each group lies, in a row of all
-        place = np.searchsorted(np.cumsum(every)[:-1], middle, side="right")
-        place[0] = 0
-        for number, part in enumerate(pieces):
-            pieces[part].append(mine[torch.from_numpy(np.isin(owner, order[place == number]))])
+        for part, ids in zip(pieces, by_group(owner, every), strict=True):
+            pieces[part].append(mine[ids])
     return {part: torch.cat(found).sort().values for part, found in pieces.items()}
 
 

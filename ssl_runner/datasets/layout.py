@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ssl_runner.errors import RequestError, nearest
 
-PARTS = ("train", "val", "test")
+PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
 
 
 def layouts(kind: str) -> str:

@@ -16,16 +16,16 @@ from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, BrokenSample, Key, Ragged, Source, Split
 from ssl_runner.datasets.columns import Column, Input, Item, Row, cell_of
+from ssl_runner.datasets.layout import PARTS
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.reading import readable
+from ssl_runner.datasets.splits import by_group
 from ssl_runner.datasets.text_pairs import rows_of
 from ssl_runner.errors import RequestError, nearest
 from ssl_runner.pictures import draw
 from ssl_runner.types import Samples, View
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
-PARTS: tuple[Literal["train", "val", "test"], ...] = ("train", "val", "test")
-DRAW = 20260101  # of the division into parts, which is the same in every run
 
 Shares = Annotated[float, Ge(0)]
 
@@ -133,25 +133,18 @@ class Paired(Source):
 
     def split(self, name: Split) -> Held | Read:
         rows = self._rows["train" if name == "pretrain" else name]
-        if self._held is not None:
-            views, usable = self._held
-            rows = rows[usable[rows]]
+        rows = rows[self._usable[rows]]
         label = None if self._label is None else self._label[rows]
-        if self._held is not None:
+        views = [each.whole for each in self._inputs if each.whole is not None]
+        if len(views) == len(self._inputs):
             return Held(views, self._items[rows], label)
         return Read(self._inputs, self._items[rows], label)
 
     @cached_property
-    def _held(self) -> tuple[list[View], Tensor] | None:
-        """Both inputs in memory, and (N,) bool, which pairs can be used; None where an input isn't held."""
-        if not all(each.held for each in self._inputs):
-            return None
-        views, usable = [], torch.ones(len(self._items), dtype=torch.bool)
-        for each, which in zip(self._inputs, self._items.unbind(1), strict=True):
-            view, faults = each.all()
-            views.append(view)
-            usable &= readable(faults, self.on_broken)[which]
-        return views, usable
+    def _usable(self) -> Tensor:
+        """(N,) bool, which pairs can be used, as far as that is known once all that fits in memory is there."""
+        first, second = (each.hold(self.on_broken) for each in self._inputs)
+        return first[self._items[:, 0]] & second[self._items[:, 1]]
 
     def prompts(self, texts: Sequence[str]) -> View | None:
         """Texts as second inputs, (n, ...); None where these are no text."""
@@ -279,30 +272,22 @@ def linked(items: Tensor) -> np.ndarray:
 
 def parts_of(rows: Sequence[Row], group: np.ndarray, shares: Mapping[str, float]) -> dict[str, Tensor]:
     """Which rows are in each part, in order. Where a part of `shares` has none of its own, it is split off from train
-    in whole groups: at least one, and otherwise at most its share.
+    in whole groups.
 
     Raises RequestError where no part of train can be spared.
     """
     part = np.array([row.part for row in rows])
     train = np.flatnonzero(part == "train")
-    names, size = np.unique(group[train], return_counts=True)
-    order = np.random.RandomState(DRAW).permutation(len(names))  # a stream that NumPy's policy has frozen
-    for name, share in shares.items():
-        if share == 0 or (part == name).any():
-            continue
-        spare = int((part[train] == "train").sum()) - 1  # one row at least is learned from
-        left, chosen = min(spare, max(1, round(share * len(train)))), []
-        for n in order:
-            if size[n] <= left:
-                chosen.append(names[n])
-                left -= size[n]
-        part[train[np.isin(group[train], chosen)]] = name
-        order = order[~np.isin(names[order], chosen)]
-        if not chosen:
+    wanted = {name: share for name, share in shares.items() if share and not (part == name).any()}
+    for (name, share), ids in zip(
+        wanted.items(), by_group(group[train], (1 - sum(wanted.values()), *wanted.values()))[1:], strict=True
+    ):
+        if not len(ids):
             raise RequestError(
                 f"data.{name}={share}: no pairs can be split off from the {len(train)} to train on without others that "
                 f"have an input in common with them; give a {name} file of your own, or data.{name}=0"
             )
+        part[train[ids]] = name
     return {name: torch.from_numpy(np.flatnonzero(part == name)) for name in PARTS}
 
 

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Literal
 
 from ssl_runner.datasets.columns import Column, File, Row
-from ssl_runner.datasets.pairs import PARTS, Paired, Shares
+from ssl_runner.datasets.layout import PARTS
+from ssl_runner.datasets.pairs import Paired, Shares
 from ssl_runner.datasets.published import home
 from ssl_runner.errors import RequestError
 

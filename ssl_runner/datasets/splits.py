@@ -36,6 +36,33 @@ def stratified(label: Tensor, shares: Sequence[float], draw: int = 0) -> list[Te
     return [torch.from_numpy(np.sort(np.concatenate(p))) for p in parts]
 
 
+def by_group(groups: Sequence[str] | np.ndarray, shares: Sequence[float]) -> list[Tensor]:
+    """Divides N samples into parts of about the given shares, the samples of one group all into one part: nobody is
+    tested on a speaker, a subject or a picture that was learned from. Every part gets its (n,) positions sorted.
+
+    The last part chooses first, and the first one gets what is left, one group at least. A part takes groups, in a
+    fixed random order, that bring it nearer to its share; where none does, the smallest there is. Where there are
+    fewer groups than parts with a share, those in the middle stay empty.
+    """
+    names, owner = np.unique(np.asarray(groups), return_inverse=True)
+    size = np.bincount(owner, minlength=len(names))
+    free = np.random.RandomState(20260101).permutation(len(names)).tolist()
+    part = np.zeros(len(names), int)
+    for number in range(len(shares) - 1, 0, -1):
+        left = shares[number] / sum(shares) * len(owner)
+        chosen: list[int] = []
+        others = 1 + sum(share > 0 for share in shares[1:number])  # that need a group each
+        for n in free:
+            if abs(left - size[n]) < left and len(chosen) < len(free) - others:
+                chosen.append(n)
+                left -= size[n]
+        if shares[number] and not chosen and len(free) > 1:
+            chosen = [min(free, key=lambda n: size[n])]
+        part[chosen] = number
+        free = [n for n in free if part[n] == 0]
+    return [torch.from_numpy(np.flatnonzero(part[owner] == number)) for number in range(len(shares))]
+
+
 def parse_amount(text: str) -> tuple[float, str]:
     """ "10%" -> (10, "%"); "10 per class" -> (10, "per class"). Raises ValueError for anything else."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(%|per[ _]class)\s*", text)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
 from ssl_runner.datasets.layout import PARTS
-from ssl_runner.datasets.splits import stratified
+from ssl_runner.datasets.splits import by_group, stratified
 from ssl_runner.errors import RequestError
 from ssl_runner.types import Samples, View
 
@@ -237,7 +237,10 @@ def divided(given: Mapping[str, Sequence[Track]], shares: Mapping[str, float]) -
     if len(whole) == 1:
         cut = _by_time(whole[0], amounts)
     elif any(each.subject is not None for each in whole):
-        cut = _by_subject(whole, amounts)
+        subjects = [str(each.subject) for each in whole]
+        cut = [[whole[n] for n in ids.tolist()] for ids in by_group(subjects, amounts)]
+        if not all(some or not share for some, share in zip(cut, amounts, strict=True)):
+            raise RequestError(f"data: has {len(set(subjects))} subjects for {len(amounts)} parts; leave subjects out")
     else:
         number = {label: n for n, label in enumerate(sorted({str(each.label) for each in whole}))}
         label = torch.tensor([number[str(each.label)] for each in whole])
@@ -249,20 +252,6 @@ def divided(given: Mapping[str, Sequence[Track]], shares: Mapping[str, float]) -
 def _by_time(track: Track, shares: Sequence[float]) -> list[list[Track]]:
     cuts = np.round(np.cumsum(shares) * track.values.shape[1]).astype(int)
     return [[track.cut(start, end)] if end > start else [] for start, end in zip([0, *cuts[:-1]], cuts, strict=True)]
-
-
-def _by_subject(tracks: Sequence[Track], shares: Sequence[float]) -> list[list[Track]]:
-    """Fixed lists of subjects; each part with a share gets one at least. Raises RequestError where there are too
-    few."""
-    names = {str(each.subject) for each in tracks}
-    subjects = sorted(names, key=_by_number(names))
-    if len(subjects) < len(shares):
-        raise RequestError(f"data: has {len(subjects)} subjects for {len(shares)} parts; leave subjects out")
-    order = np.random.RandomState(20260101).permutation(len(subjects))
-    counts = [max(bool(share), round(share * len(subjects))) for share in shares[1:]]
-    chosen = np.split(order, np.cumsum([len(subjects) - sum(counts), *counts])[:-1])
-    part_of = {subjects[n]: part for part, some in enumerate(chosen) for n in some}
-    return [[each for each in tracks if part_of[str(each.subject)] == part] for part in range(len(shares))]
 
 
 def _alike(tracks: Sequence[Track], where: str) -> list[Track]:

@@ -16,6 +16,7 @@ from annotated_types import Ge, Len
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Source, Split
+from ssl_runner.datasets.layout import PARTS
 from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
@@ -30,7 +31,6 @@ Known = list[tuple[str, list[float] | list[str]]]
 """Columns as they were learned from a training part: (name, [mean, deviation]) or (name, categories in order)."""
 
 EXTENSIONS = (".csv", ".parquet")
-PARTS = ("train", "val", "test")
 FEW = 20  # a target of so many whole numbers or fewer is taken for classes
 Names = tuple[str, ...]
 
@@ -432,10 +432,10 @@ def _divide(
     given: np.ndarray, label: np.ndarray, has: np.ndarray, shares: Mapping[str, float], where: str
 ) -> dict[str, Tensor]:
     """The rows of each part. Without any target, all rows are alike."""
-    rows = {part: np.flatnonzero(given == part) for part in PARTS}
+    rows: dict[str, np.ndarray] = {part: np.flatnonzero(given == part) for part in PARTS}
     labelled = rows["train"][has[rows["train"]]] if has.any() else rows["train"]
     classes = label[labelled] if label.dtype == np.int64 else np.zeros(len(labelled), np.int64)
-    wanted = {part: share for part, share in shares.items() if not len(rows[part])}
+    wanted = {part: share for part, share in shares.items() if not (given == part).any()}
     ids = stratified(torch.from_numpy(classes), (1 - sum(wanted.values()), *wanted.values()))
     divided = {part: torch.from_numpy(rows[part]) for part in shares if part not in wanted}
     for part, each in zip(("train", *wanted), ids, strict=True):

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ssl_runner.datasets import tokenizer as tokenizers
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
+from ssl_runner.datasets.layout import PARTS
 from ssl_runner.datasets.parquet import arrow
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.tokenizer import Bytes, Tokenizer, bag
@@ -24,7 +25,6 @@ from ssl_runner.errors import RequestError, nearest
 from ssl_runner.types import Samples, View
 
 EXTENSIONS = (".csv", ".tsv", ".jsonl", ".parquet")
-PARTS = ("train", "val", "test")
 
 
 class Pairs(Arrays):

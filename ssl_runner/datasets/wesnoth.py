@@ -18,7 +18,9 @@ from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Source, Split
 from ssl_runner.datasets.clips import animate, clip_facts, look_and_motion
+from ssl_runner.datasets.layout import PARTS
 from ssl_runner.datasets.published import folder_of, home
+from ssl_runner.datasets.splits import by_group
 from ssl_runner.types import View
 
 PACKAGE = "wesnoth-1.16-data"
@@ -76,8 +78,8 @@ class Wesnoth(Source):
         label = torch.tensor([number[kind] for _, kind, _ in found], dtype=torch.int64)
         length = math.ceil(frames * stretch)
         x = torch.stack([drawn([os.path.join(folder, f) for f in files], length, size) for _, _, files in found])
-        parts = by_figure([figure for figure, _, _ in found])
-        self._parts = {name: Arrays(x[ids], label[ids]) for name, ids in parts.items()}
+        parts = by_group([figure for figure, _, _ in found], SHARES)
+        self._parts = {name: Arrays(x[ids], label[ids]) for name, ids in zip(PARTS, parts, strict=True)}
         values = self._parts["train"].x.transpose(0, 1).flatten(1).double() / 255
         mean, std = ([round(v, 4) for v in each.tolist()] for each in (values.mean(1), values.std(1)))
         self.facts = clip_facts(frames=frames, size=size, mean=mean, std=std, classes=len(self.classes))
@@ -109,22 +111,6 @@ def clips(folder: str) -> list[tuple[str, str, list[str]]]:
             figure = os.path.join(os.path.dirname(name), words[0])
             found.append((figure, kinds[-1], [file for _, file in sorted(numbered_files)]))
     return found
-
-
-def by_figure(figures: Sequence[str]) -> dict[str, Tensor]:
-    """The figure of each clip -> part: the places of its clips. Figures are shuffled, always in the same way, and dealt
-    out until a part has its share of the clips."""
-    names = sorted(set(figures))
-    order = np.random.RandomState(20260101).permutation(len(names))  # its stream is frozen by NumPy's policy
-    count = {name: figures.count(name) for name in names}
-    bounds, part, dealt = np.cumsum(SHARES) * len(figures), {}, 0
-    for n in order:
-        part[names[n]] = int(np.searchsorted(bounds, dealt, side="right"))
-        dealt += count[names[n]]
-    return {
-        name: torch.tensor([i for i, figure in enumerate(figures) if part[figure] == n], dtype=torch.int64)
-        for n, name in enumerate(("train", "val", "test"))
-    }
 
 
 def drawn(files: Sequence[str], length: int, size: int) -> Tensor:
