@@ -107,6 +107,12 @@ def evaluators(config: Mapping[str, Any], opened: Source) -> dict[str, Evaluator
         refusal = evaluator.refusal(opened)
         if refusal is not None:
             raise RequestError(f"evaluators.{name}: {refusal}")
+        for part in evaluator.parts:
+            if not len(opened.split(part)):
+                raise RequestError(
+                    f"evaluators.{name}: the {part} part is empty: give the data one, e.g. data.{part}=0.1, or use "
+                    "evaluators=none"
+                )
     return built
 
 

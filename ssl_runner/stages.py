@@ -56,6 +56,11 @@ def finetune(config: dict[str, Any], folder: Path) -> Metrics:
     """Trains a backbone (from a run, or untrained) with labels; scores the best epoch on validation by the test set."""
     started = time.monotonic()
     source, config = build.source(config)
+    test = source.split("test")
+    if not len(test):
+        raise RequestError("the test part is empty: give the data one, e.g. data.test=0.1")
+    if test.label is None and test.target is None:
+        raise RequestError("the test part has no labels to score by; give it some, or leave finetuning out")
     parts = build.assemble(source, config, starting_point(config, folder))
     learner, data, metrics = fit(parts, folder, monitor=parts.objective.monitor)
     if runs.is_main():
@@ -356,12 +361,8 @@ def test_scores(objective: Objective, data: DataModule) -> Metrics:
     """The scores of what was learned from labels, on the test part's undisturbed samples."""
     assert isinstance(objective, Predictor)  # or it had been refused
     objective.to(data.device).eval()
-    test = data.source.split("test")
-    if not len(test):
-        raise RequestError("the test part is empty: give the data one, e.g. data.test=0.1")
-    if test.label is None and test.target is None:
-        raise RequestError("the test part has no labels to score by; give it some, or leave finetuning out")
-    batches = (as_batch(samples, [view], objective.backbone) for view, samples in data.plain(test))
+    seen = data.plain(data.source.split("test"))
+    batches = (as_batch(samples, [view], objective.backbone) for view, samples in seen)
     return objective.scores(move_data_to_device(batch, data.device) for batch in batches)
 
 

@@ -263,6 +263,7 @@ class Evaluator:
 
     asks: ClassVar[type[Backbone] | type[Objective]] = Backbone  # what it can score
     labelled: ClassVar[bool] = True  # whether it needs classes
+    parts: ClassVar[tuple[str, ...]] = ("test",)  # of the data, that may not be empty
 
     def __call__(self, embed: Embed, data: Any) -> dict[str, float]:
         raise NotImplementedError

@@ -65,3 +65,29 @@ def test_an_objective_that_is_not_of_the_kind_is_refused_before_anything_runs(
     code, _, err = ssl_run("pretrain", "task=simclr", "evaluators=tagging")
     assert code == 2
     assert "evaluators.tagging: Tagging scores a TokenBackbone, and " in err
+
+
+def test_an_empty_part_is_noticed_before_training(ssl_run: Call, tmp_path: Path) -> None:
+    for n in range(12):
+        (tmp_path / "texts" / "ab"[n % 2]).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "texts" / "ab"[n % 2] / f"{n}.txt").write_text(SENTENCES[n % 4] * 4)
+    args = [*language_model(tmp_path / "texts", tmp_path), "objective=simclr", "views=dropout_ids", "duration=1 steps"]
+    for part, evaluator in (("test", "knn"), ("val", "linear")):
+        code, out, err = ssl_run("pretrain", *args, f"data.{part}=0", f"evaluators={evaluator}")
+        assert code == 2, out
+        assert f"evaluators.{evaluator}: the {part} part is empty: give the data one, e.g. data.{part}=0.1" in err
+        assert "steps of" not in out
+    code, out, err = ssl_run("pretrain", *args, "data.test=0", "evaluators=none", "hydra.run.dir=r")
+    assert code == 0, err
+    code, out, err = ssl_run("finetune", "from=r", "duration=1 steps")
+    assert code == 2, out
+    assert "the test part is empty" in err
+    assert "steps of" not in out
+
+
+def test_a_step_of_a_view_that_torch_could_not_hold_is_refused(ssl_run: Call) -> None:
+    code, _, err = ssl_run(
+        "plan", "+task=simclr", "+views.branches.both.transforms.half={_target_: ssl_runner.views.HorizontalFlip}"
+    )
+    assert code == 2
+    assert "no step can be named 'half'" in err

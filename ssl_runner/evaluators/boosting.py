@@ -22,6 +22,8 @@ class Boosting(Evaluator):
     use of them. Gives ``classification``'s figures, or ``evaluators.regression.figures`` of values. Deterministic.
     """
 
+    parts = ("val", "test")
+
     def __init__(self, *, rounds: Annotated[int, Gt(0)] = 100, learning_rate: Annotated[float, Gt(0)] = 0.1):
         self.rounds, self.learning_rate = rounds, learning_rate
 

@@ -8,7 +8,6 @@ import torch
 from annotated_types import Ge
 from torch import Tensor
 
-from ssl_runner.errors import RequestError
 from ssl_runner.objectives.enhancement import Enhancement
 from ssl_runner.parts.noise import noisy, si_sdr
 from ssl_runner.types import Embed, Evaluator, seen_by
@@ -45,7 +44,5 @@ class Enhanced(Evaluator):
                 assert isinstance(objective, Enhancement)
                 made = objective.cleaned(heard, seen_by(objective.backbone, view).get("pad"))
             found.append(torch.stack([si_sdr(each, clean, real) for each in (made, heard)], 1).cpu())
-        if not found:
-            raise RequestError("the test part is empty: give the data one, e.g. data.test=0.1")
         after, before = torch.cat(found).double().mean(0).tolist()
         return {"si_sdr": after, "improvement": after - before}

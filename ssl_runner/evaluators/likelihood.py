@@ -40,6 +40,7 @@ class Surprise(Evaluator):
 
     asks = Likelihood
     labelled = False
+    parts = ()
 
     def __init__(self, *, order: Annotated[int, Ge(1)] = 5):
         self.order = order

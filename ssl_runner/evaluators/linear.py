@@ -59,6 +59,8 @@ class Linear(Evaluator):
     draws of all labels.
     """
 
+    parts = ("val", "test")
+
     def __init__(
         self,
         *,

@@ -25,6 +25,8 @@ class Regression(Evaluator):
     scored once on the test part. Gives ``figures``, in the labels' own units. Deterministic.
     """
 
+    parts = ("val", "test")
+
     def __init__(
         self, *, l2: Annotated[Sequence[Annotated[float, Ge(0)]], MinLen(1)] = (10.0, 1.0, 1e-1, 1e-2, 1e-3, 1e-4)
     ):

@@ -7,7 +7,16 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import nn
 
+from ssl_runner.errors import RequestError
 from ssl_runner.types import Samples, Sizer, Transform, View, as_float
+
+
+def named(steps: Mapping[str, nn.Module]) -> nn.ModuleDict:
+    """Raises RequestError for a name that torch keeps for itself."""
+    for name in steps:
+        if hasattr(nn.ModuleDict, name) or "." in name or not name:
+            raise RequestError(f"views: no step can be named {name!r}, which means something else in torch; rename it")
+    return nn.ModuleDict(dict(steps))
 
 
 class Branch(nn.Module):
@@ -18,7 +27,7 @@ class Branch(nn.Module):
 
     def __init__(self, *, transforms: Mapping[str, Transform], copies: int = 1):
         super().__init__()
-        self.transforms = nn.ModuleDict(dict(transforms))
+        self.transforms = named(transforms)
         self.copies = copies
 
     @property
@@ -56,10 +65,10 @@ class Views(nn.Module):
         second: Views | None = None,
     ):
         super().__init__()
-        self.branches = nn.ModuleDict(dict(branches))
+        self.branches = named(branches)
         self.fit = fit
-        self.first = nn.ModuleDict(dict(first or {}))
-        self.last = nn.ModuleDict(dict(last or {}))
+        self.first = named(first or {})
+        self.last = named(last or {})
         self.second = second
 
     @torch.no_grad()
