@@ -160,12 +160,13 @@ def _job(cfg: Any) -> dict[str, float]:
     from ssl_runner.config import check, plain
 
     config = plain(cfg)
+    notes = list(_left_behind(config, HydraConfig.get()))
     check(config)
-    for note in _left_behind(HydraConfig.get()):
+    for note in notes:
         print(note)
     folder = Path(HydraConfig.get().runtime.output_dir)
     later = {}
-    if config["stage"] in ("pretrain", "run"):
+    if config["stage"] == "pretrain" or _in_a_row(config):
         later = _later(config, folder)
     if config["stage"] == "plan":
         from ssl_runner.plan import plan
@@ -173,7 +174,7 @@ def _job(cfg: Any) -> dict[str, float]:
         return plan(config, folder)
     if runs.is_main():
         runs.claim(folder, config)
-        if config["stage"] == "run":
+        if _in_a_row(config):
             for name, stage_config in later.items():
                 runs.claim(folder / name, stage_config)
     try:
@@ -182,6 +183,12 @@ def _job(cfg: Any) -> dict[str, float]:
         if runs.is_main():
             runs.release(folder)
         raise
+
+
+def _in_a_row(config: dict[str, Any]) -> bool:
+    """Whether all three stages are run: what a recipe promises may be a figure of its finetuning."""
+    promised = (config.get("contract") or {}).get("metric", "")
+    return config["stage"] == "run" or (config["stage"] == "verify" and promised.startswith("finetune/"))
 
 
 def _stage(name: str) -> Any:
@@ -218,19 +225,25 @@ def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
-def _left_behind(hydra: Any) -> Iterator[str]:
-    """What a recipe set for its own choice of a group, and now applies to the command line's choice as well, or to
-    nothing where that is a run's."""
-    from ssl_runner.compose import FROM_RUN
+def _left_behind(config: dict[str, Any], hydra: Any) -> Iterator[str]:
+    """Notes on what a recipe set for its own choice of a group, where the command line has another one: it now applies
+    to that as well, to nothing where that is a run's, and is taken out of the config where that has no place for it."""
+    from ssl_runner.compose import FROM_RUN, key_of, without
 
     task = hydra.runtime.choices.get("task")
-    chosen = {each.partition("=")[0] for each in hydra.overrides.task}
+    typed = {key_of(each) for each in hydra.overrides.task}
     for root in (_conf(), *_config_dirs(sys.argv)):
         stated = _stated(root / "task", task)
-        for group in sorted(chosen & set(stated) & set(GROUPS)):
-            kept = hydra.runtime.choices.get(group) == FROM_RUN
-            now = f"but {group} is now the run's" if kept else f"which now applies to your choice of {group}"
-            yield f"note: the recipe {task} sets {group}: {stated[group]}, {now}"
+        for group in sorted(typed & set(stated) & set(GROUPS)):
+            says = f"note: the recipe {task} sets"
+            if hydra.runtime.choices.get(group) == FROM_RUN:
+                yield f"{says} {group}: {stated[group]}, but {group} is now the run's"
+                continue
+            config[group], left, gone = without(stated[group], config[group], group, typed)
+            for path in gone:
+                yield f"{says} {path}, for which your choice of {group} has no place: it is left out"
+            if left:
+                yield f"{says} {group}: {left}, which now applies to your choice of {group}"
 
 
 def _stated(folder: Path, task: str) -> dict[str, Any]:
@@ -265,7 +278,7 @@ def _resume(args: Sequence[str]) -> int:
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such run folder")
     config = runs.read_config(folder)
-    parts = [folder / name for name in ("pretrain", "finetune", "evaluate")] if config["stage"] == "run" else []
+    parts = [folder / name for name in ("pretrain", "finetune", "evaluate")] if _in_a_row(config) else []
     for path, stored in ((folder, config), *((part, runs.read_config(part)) for part in parts)):
         check_trust({k: v for k, v in stored.items() if k != "trust"}, str(path / runs.CONFIG), _trusted(args))
         check(stored)

@@ -7,14 +7,14 @@ The run's own nodes are offered to Hydra under the choice `from_run`, so that ev
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from hydra import compose
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.types import Quote, QuotedString
 
-from ssl_runner.config import plain
+from ssl_runner.config import arguments, plain
 from ssl_runner.errors import RequestError
 
 INHERITED = ("data", "views", "backbone", "evaluators", "finetune")
@@ -68,6 +68,38 @@ def _taken_back(stated: Mapping[str, Any], node: Mapping[str, Any], path: str) -
             yield from _taken_back(value, node[key], here)
         else:
             yield f"++{here}={quoted(node[key])}"
+
+
+def without(
+    stated: Mapping[str, Any], node: Mapping[str, Any], path: str, typed: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """A node without what a recipe states of another choice and this one has no place for.
+
+    Gives the node, what of the stated is still in it, and the paths of what is not. Keys that were typed stay, right
+    or wrong. There is no place for an argument that the target does not take, nor for parts of a step, a view or an
+    evaluator that this choice does not have.
+    """
+    kept: dict[str, Any] = dict(node)
+    left: dict[str, Any] = {}
+    gone: list[str] = []
+    takes = arguments(node)
+    named = path == "evaluators" or any(isinstance(each, Mapping) and "_target_" in each for each in node.values())
+    for key, value in stated.items():
+        here, inner = f"{path}.{key}", node.get(key)
+        if key not in node or any(each == here or each.startswith(f"{here}.") for each in typed):
+            continue
+        is_node = isinstance(inner, Mapping) and isinstance(value, Mapping)
+        absent = takes is None and named and is_node and "_target_" not in inner  # type: ignore[operator]
+        if absent or (takes is not None and key not in takes):
+            del kept[key]
+            gone.append(here)
+        elif is_node:
+            kept[key], still, more = without(value, inner, here, typed)  # type: ignore[arg-type]
+            left |= {key: still} if still else {}
+            gone += more
+        else:
+            left[key] = value
+    return kept, left, gone
 
 
 def overrides(mapping: Mapping[str, Any], origin: str) -> list[str]:

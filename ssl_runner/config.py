@@ -11,7 +11,7 @@ import inspect
 import json
 import types
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
@@ -208,6 +208,14 @@ def _bind(target: Any, given: Mapping[str, Any], path: str, provided: set[str]) 
         )
         if required and key not in given and key not in provided and key not in FACTS:
             yield f"{path}.{key}", f"{name} needs it"
+
+
+def arguments(node: Mapping[str, Any]) -> Collection[str] | None:
+    """The names that a node's target takes; None where it has no target, or none that can be told."""
+    target = _locate(node["_target_"]) if "_target_" in node else None
+    if target is None or isinstance(target, str):
+        return None
+    return inspect.signature(target).parameters
 
 
 def _value_faults(annotation: Any, value: Any, path: str) -> Iterator[Fault]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -16,9 +17,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from ssl_runner import cli, runs
+from ssl_runner import build, cli, runs
 from ssl_runner.checkpoint import save_backbone
-from ssl_runner.compose import kept, offer
+from ssl_runner.compose import kept, offer, without
 from ssl_runner.errors import RunError
 from ssl_runner.learner import Learner
 from tests.conftest import TINY, TINY_FINETUNE, environment
@@ -90,6 +91,21 @@ def test_finetuning_starts_from_the_pretrained_weights(pretrained: Path, ssl_run
     ssl_run("finetune", f"from={pretrained}", *frozen, "hydra.run.dir=ft")
     a, b = load_file(str(pretrained / runs.BACKBONE)), load_file(str(tmp_path / "ft" / runs.BACKBONE))
     assert all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_finetuning_of_a_run_without_its_weights_starts_where_the_run_did(
+    pretrained: Path, ssl_run: Call, tmp_path: Path
+) -> None:
+    given = [f"from={pretrained}", "untrained=true", *TINY_FINETUNE, "objective.freeze=true"]
+    code, out, err = ssl_run("finetune", *given, "hydra.run.dir=ft")
+    assert code == 0, err
+    assert "without its weights" in out
+    began = build.backbone(runs.read_config(pretrained)).state_dict()
+    found = load_file(str(tmp_path / "ft" / runs.BACKBONE))
+    assert all(torch.equal(found[key], began[key]) for key in found)
+    code, _, err = ssl_run("pretrain", *TINY, "untrained=true")
+    assert code == 2
+    assert "untrained: is for finetuning" in err
 
 
 def test_finetuning_from_nothing_and_on_few_labels(ssl_run: Call, tmp_path: Path) -> None:
@@ -435,6 +451,53 @@ def test_a_recipes_leftovers_are_pointed_out(ssl_run: Call) -> None:
     assert "sets schedule" not in out
 
 
+def test_what_another_choice_has_no_place_for_is_left_out_and_said(ssl_run: Call, tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    (tmp_path / "mine").mkdir()
+    for n in range(20):
+        rows = torch.randn(30, 2, generator=generator).tolist()
+        (tmp_path / "mine" / f"{n}.csv").write_text("a,b\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    args = ["data=series", "data.root=mine", "duration=1 steps", "batch_size=4", "evaluators=none", "device=cpu"]
+    code, out, err = ssl_run("pretrain", "task=ts2vec", *args, "hydra.run.dir=r")
+    assert code == 0, err
+    assert "note: the recipe ts2vec sets data.name, for which your choice of data has no place: it is left out" in out
+    assert "name" not in yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["data"]
+    # what a person typed is never left out
+    code, _, err = ssl_run("pretrain", "task=ts2vec", *args, "data.name=JapaneseVowels")
+    assert code == 2
+    assert "data.name: Series takes no such argument" in err
+    # arguments of an objective, parts of evaluators, steps of views
+    code, out, err = ssl_run("plan", "task=simclr_watch", *args, "objective=byol", "views=two_series")
+    assert code == 0, err
+    assert "sets objective.temperature, for which your choice of objective has no place" in out
+    assert "sets views: {'branches': " in out
+    code, out, err = ssl_run("plan", "task=clip_emoji", "data=pairs", "data.root=none.csv", "evaluators=none")
+    assert code == 2
+    assert "2 faults" in err, "the columns that are to be named, and nothing of the recipe's zero-shot classes"
+
+
+@pytest.mark.parametrize(
+    ("stated", "node", "kept", "gone"),
+    [
+        ({"zero_shot": {"names": {"a": ["b"]}}}, {"zero_shot": {"names": {"a": ["b"]}}}, {}, ["evaluators.zero_shot"]),
+        (
+            {"knn": {"k": 3}},
+            {"knn": {"_target_": "ssl_runner.evaluators.knn.KNN", "k": 3}},
+            {"knn": {"_target_": "ssl_runner.evaluators.knn.KNN", "k": 3}},
+            [],
+        ),
+        (
+            {"knn": {"k": 3, "depth": 2}},
+            {"knn": {"_target_": "ssl_runner.evaluators.knn.KNN", "k": 3, "depth": 2}},
+            {"knn": {"_target_": "ssl_runner.evaluators.knn.KNN", "k": 3}},
+            ["evaluators.knn.depth"],
+        ),
+    ],
+)
+def test_leftovers_within_nodes(stated: dict, node: dict, kept: dict, gone: list[str]) -> None:
+    assert without(stated, node, "evaluators", [])[::2] == (kept, gone)
+
+
 def test_a_user_folder_of_images_pretrains_and_evaluates(ssl_run: Call, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)
     for name in ("schön", "dog"):
@@ -478,6 +541,15 @@ def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
         command = [sys.executable, "-c", code, *args]
         out = subprocess.run(command, env=environment(), capture_output=True, text=True, check=True).stdout
         assert not {"torch", "hydra", "omegaconf", "pydantic", "yaml", "rich"} & set(out.splitlines()[-1].split())
+
+
+def test_verify_runs_all_three_stages_for_a_promise_about_the_finetuning(ssl_run: Call, tmp_path: Path) -> None:
+    tuned = [f"finetune.{each}" for each in TINY_FINETUNE]
+    promise = ["contract.metric=finetune/accuracy", "contract.band=[0.0,1.0]"]
+    code, out, err = ssl_run("verify", "task=simclr", *TINY, *tuned, "evaluators=[]", *promise, "hydra.run.dir=v")
+    assert code == 0, err
+    assert re.search(r"inside its band: simclr: finetune/accuracy = [01]\.\d+, promised 0\.0 to 1\.0", out)
+    assert (tmp_path / "v" / "finetune" / runs.BACKBONE).is_file()
 
 
 def test_a_config_error_imports_neither_lightning_nor_timm(tmp_path: Path) -> None:
