@@ -30,10 +30,12 @@ usage: ssl-run VERB [GROUP=CHOICE] [KEY=VALUE] ... [HYDRA FLAGS]
   verify +task=simclr       run a recipe and say whether its score fell where the recipe promises
   list [GROUP]              the choices of every config group, a line each
   resume RUN                go on exactly where a stopped run was
+  compare DIR ...           a leaderboard of the runs below folders, over their seeds; metric=knn/accuracy,
+                            format=markdown, csv or latex
 
 groups: task data views backbone objective optim schedule evaluators precision device logger
-keys:   seed duration batch_size accumulate clip workers labels log_every validate_every checkpoint_every trust
-        and every argument of a choice: objective.temperature=0.2, optim.lr=0.1, device.devices=2
+keys:   seed duration batch_size accumulate clip workers ahead labels log_every validate_every checkpoint_every
+        trust, and every argument of a choice: objective.temperature=0.2, optim.lr=0.1, device.devices=2
 flags:  -m (one run per combination: seed=1,2 optim.lr=0.1,0.3)   --cfg job (print the config, run nothing)
         --config-dir DIR (your own groups)   --shell-completion install=bash   --hydra-help
         hydra.run.dir=DIR (where the run is written; default outputs/VERB/NAME/DATE_TIME)
@@ -42,6 +44,7 @@ exit codes: 0 done, 2 the request was wrong, 1 it failed, 130 and 143 stopped by
 """
 
 VERBS = ("pretrain", "finetune", "evaluate", "run", "plan", "verify")
+PLAIN = ("list", "resume", "compare")  # verbs that compose no config
 GROUPS = [
     "task",
     "data",
@@ -114,8 +117,10 @@ def _dispatch(argv: list[str]) -> int:
         return _list(argv[2:])
     if verb == "resume":
         return _resume(argv[2:])
+    if verb == "compare":
+        return _compare(argv[2:])
     if verb not in VERBS:
-        raise RequestError(f"{verb}: no such verb{nearest(verb, (*VERBS, 'list', 'resume'))}")
+        raise RequestError(f"{verb}: no such verb{nearest(verb, (*VERBS, *PLAIN))}")
     if {"-h", "--help"} & set(argv[2:]):
         print(HELP, end="")
         return 0
@@ -287,6 +292,22 @@ def _resume(args: Sequence[str]) -> int:
         print(f"{folder}: finished already; its figures are in {folder / runs.METRICS}")
         return 0
     _stage(config["stage"])(config, folder)
+    return 0
+
+
+def _compare(args: Sequence[str]) -> int:
+    from ssl_runner import compare
+
+    options = dict(a.split("=", 1) for a in args if re.match(r"(metric|format)=", a))
+    folders = [Path(a) for a in args if not re.match(r"(metric|format)=", a)]
+    form = options.get("format", "terminal")
+    if form not in compare.FORMATS:
+        raise RequestError(f"format={form}: no such format{nearest(form, compare.FORMATS)}")
+    if not folders:
+        raise RequestError("compare takes one folder or more with runs in them")
+    told = compare.compare(folders, options.get("metric"), form)
+    if told is not None:
+        print(told, end="")
     return 0
 
 
@@ -474,9 +495,9 @@ def _complete(argv: list[str]) -> int:
     words = line.split()
     verb = words[1] if len(words) > 1 else ""
     if line and (len(words) < 2 or (len(words) == 2 and not line.endswith(" "))):
-        print(" ".join(v for v in (*VERBS, "list", "resume") if v.startswith(verb)))
+        print(" ".join(v for v in (*VERBS, *PLAIN) if v.startswith(verb)))
         return 0
-    if line and verb in ("list", "resume"):
+    if line and verb in PLAIN:
         print(" ".join(GROUPS) if verb == "list" else "")
         return 0
     if line:

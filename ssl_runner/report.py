@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -32,3 +33,16 @@ def summary(title: str, metrics: Mapping[str, float], folder: Path, then: str | 
     console.print(f"done{took}{'' if speed is None else f' at {speed:.0f} samples/s'}: {folder}")
     if then:
         console.print(f"next: {then}")
+
+
+def board(title: str, heads: Sequence[str], cells: Sequence[Sequence[str]], notes: Sequence[str]) -> None:
+    """Prints a leaderboard, and below it what is to be said of its runs."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
+    table = Table(title=title, title_justify="left")
+    for n, head in enumerate(heads):
+        table.add_column(head.replace("/", " / "), justify="left" if n == 0 else "right")
+    for row in cells:
+        table.add_row(*row)
+    console.print(table)
+    for note in notes:
+        console.print(note)
