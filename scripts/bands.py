@@ -29,6 +29,13 @@ SHOWN = (
     "ranking/ndcg_10",
     "ranking/hr_10",
     "regression/r2",
+    "retrieval/to_second_recall_10",
+    "zero_shot/accuracy",
+    "bits/bits_per_id",
+    "enhancement/si_sdr",
+    "verification/eer",
+    "finetune/cer",
+    "finetune/wer",
 )
 """The figures of the table, where a recipe's evaluators give them."""
 
@@ -51,7 +58,7 @@ def contract(recipe: str, folder: Path) -> str | None:
     scores = sorted(metrics[metric] for metrics in found)
     margin = max(0.02, scores[-1] - scores[0])
     low, high = scores[0] - margin, scores[-1] + margin
-    if metric.endswith(("accuracy", "ndcg_10")):
+    if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer", "cer")):
         low, high = max(0.0, low), min(1.0, high)
     seconds = statistics.median(metrics["time/seconds"] for metrics in found)
     beside = [
@@ -67,13 +74,14 @@ def contract(recipe: str, folder: Path) -> str | None:
 
 
 def table(folder: Path) -> None:
-    print("# Small recipes on text, items and tables, over three seeds\n")
+    print("# Small recipes on other data than images, over three seeds\n")
     print(
         "Mean and standard deviation over seeds 0, 1 and 2 of `ssl-run pretrain +task=RECIPE`: what was pretrained,\n"
         "beside the same untrained and the raw input. The raw input's scores are those of bags of words, a 5-gram of\n"
-        "bytes, each word's commonest tag, the items' popularity and the columns as they are.\n"
-        "Higher is better, but for bits per byte. The recipes' constants were chosen on validation data and, of bert\n"
-        "and simcse, on test scores of seed 0 as well.\n"
+        "bytes, each word's commonest tag, the items' popularity, the columns as they are, mel statistics, statistics\n"
+        "of each channel, and of pixels and their changes. Higher is better, but for bits and error rates. The recipes'\n"
+        "constants were chosen on validation data; where test scores were seen meanwhile, the recipe's header says so,\n"
+        "and of bert and simcse those of seed 0 were.\n"
     )
     print("| recipe | figure | pretrained | untrained | raw | seconds |\n|---|---|---|---|---|---|")
     about, missing = {}, []

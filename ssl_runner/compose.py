@@ -115,7 +115,7 @@ def _flatten(mapping: Mapping[str, Any], prefix: str, origin: str) -> Iterator[s
         if key == CHOICE:
             if not re.fullmatch(r"[\w-]+", str(value)):
                 raise RequestError(f"finetune.{prefix}={value!r}: no name of a config")
-            yield f"{prefix}={value}"
+            yield f'{prefix}="{value}"' if str(value).isdigit() else f"{prefix}={value}"  # precision=32 is a name
         elif isinstance(value, Mapping) and value:
             yield from sorted(_flatten(value, path, origin), key=lambda each: not each.startswith(f"{path}="))
         else:

@@ -89,6 +89,8 @@ class Config:
     checkpoint_every: Duration
     contract: Contract | None = None
     labels: Amount | None = None  # finetuning on few labels: "10%", "10 per class"
+    ahead: Annotated[int, Gt(-1)] = 0  # batches whose views another process works out beforehand, on a processor
+    untrained: bool = False  # finetuning as the run that `from` names asks for, without its weights
     trust: list[str] = field(default_factory=list)  # packages whose classes a stored config may name
     finetune: dict[str, Any] = field(default_factory=dict)  # overrides for the finetuning that follows
 
@@ -319,6 +321,8 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
             if not issubclass(backbone, asked) and not issubclass(objective, asked):
                 found = objective.__name__ if issubclass(asked, Objective) else backbone.__name__
                 yield f"evaluators.{name}", f"{evaluator.__name__} scores a {asked.__name__}, and {found} is none"
+    if config.get("untrained") and config["stage"] != "finetune":
+        yield "untrained", "is for finetuning, beside from=RUN"
     if config["stage"] == "verify" and config.get("contract") is None:
         yield "contract", f"the recipe {config['name']} promises nothing that could be verified"
     if config["batch_size"] % config["accumulate"]:

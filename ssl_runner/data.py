@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
 from ssl_runner.datasets.reading import Reading
 from ssl_runner.errors import RequestError
-from ssl_runner.seeds import derive
+from ssl_runner.seeds import derive, of_step
 from ssl_runner.types import Samples, View
 from ssl_runner.views.base import Views
 
@@ -50,6 +50,37 @@ class TrainBatches(Sampler):
             yield [(i, derive(self.seed, "draw", epoch, i)) for i in chosen]
 
 
+class Numbered(Sampler):
+    """The batches with their numbers in the run: (number, keys)."""
+
+    def __init__(self, batches: TrainBatches):
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, list[Key]]]:
+        return enumerate(self.batches, self.batches.start)
+
+
+class Viewed(Dataset):
+    """Batches of a dataset with their random views, for a data worker to make while the training is at those before.
+
+    What is drawn is what the training step would draw: it begins with the step's seed, and the state behind the views
+    goes along, from which the objective draws on.
+    """
+
+    def __init__(self, dataset: Any, views: Views, seed: int, rank: int):
+        self.dataset, self.views, self.seed, self.rank = dataset, views, seed, rank
+
+    def __getitems__(self, numbered: tuple[int, list[Key]]) -> Samples:
+        number, keys = numbered
+        samples: Samples = self.dataset.__getitems__(keys)
+        torch.default_generator.manual_seed(of_step(self.seed, self.rank, number))
+        views = self.views(samples)
+        return {**samples, "inputs": [], "views": views, "drawn": torch.get_rng_state()}
+
+
 class EvalBatches(Sampler):
     """Every sample once, in order. Over several ranks the remainder that would make them uneven is left out."""
 
@@ -71,6 +102,8 @@ class DataModule(pl.LightningDataModule):
     split: what to train on: `pretrain`, or `train` where the objective reads labels.
     plain_val: validate on plain views (finetuning), not on the random ones of a pretext.
     per_rank: samples of one micro-batch on one rank. batches: micro-batches of the whole run.
+    ahead: training on a processor, how many batches with their views each data worker has ready; 0: views are made in
+    the step, as they are on any other device.
     keep: positions of the train split to keep (few labels), None for all.
     """
 
@@ -85,6 +118,7 @@ class DataModule(pl.LightningDataModule):
         batches: int,
         seed: int,
         workers: int = 0,
+        ahead: int = 0,
         keep: Tensor | None = None,
     ):
         super().__init__()
@@ -92,6 +126,7 @@ class DataModule(pl.LightningDataModule):
         self.train_split, self.plain_val = split, plain_val
         self.per_rank, self.batches = per_rank, batches
         self.seed, self.workers, self.keep = seed, workers, keep
+        self.ahead = ahead
         self.start = 0  # the micro-batch with which training goes on
         self.device = torch.device("cpu")  # where features are computed
         self._features: dict[tuple[int, str], tuple[Tensor, Tensor]] = {}
@@ -110,7 +145,8 @@ class DataModule(pl.LightningDataModule):
             len(dataset), self.per_rank, batches=self.batches, rank=rank, ranks=ranks, seed=self.seed
         )
         sampler.start = self.start
-        return self._loader(dataset, sampler, self.views.crops, replace=True)
+        on_processor = self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
+        return self._loader(dataset, sampler, self.views.crops, replace=True, ahead=self.ahead if on_processor else 0)
 
     def val_dataloader(self) -> DataLoader:
         dataset = self.held_out()
@@ -176,18 +212,23 @@ class DataModule(pl.LightningDataModule):
         sampler: Sampler,
         crops: Callable[[list[View]], list[View]],
         replace: bool = False,
+        ahead: int = 0,
     ) -> DataLoader:
         workers = 0  # arrays in memory are fetched a batch at a time: no worker is faster
         reading: Dataset = dataset
         if isinstance(dataset, Ragged):
             reading, workers = Reading(dataset, crops, self.source.on_broken, replace), self.workers
+        if ahead:
+            assert isinstance(sampler, TrainBatches)
+            reading, workers = Viewed(reading, self.views, self.seed, sampler.rank), max(1, workers)
+            sampler = Numbered(sampler)
         return DataLoader(
             reading,
             batch_sampler=sampler,
             collate_fn=_as_fetched,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
-            prefetch_factor=4 if workers else None,
+            prefetch_factor=ahead or (4 if workers else None),
         )
 
 

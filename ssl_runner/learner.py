@@ -15,7 +15,7 @@ from ssl_runner.durations import Clock
 from ssl_runner.errors import RunError
 from ssl_runner.optim.recipe import Optim
 from ssl_runner.optim.schedules import Schedule
-from ssl_runner.seeds import derive
+from ssl_runner.seeds import derive, of_step
 from ssl_runner.types import Batch, Loss, Objective, Samples, View, as_batch
 from ssl_runner.views.base import Views
 
@@ -71,16 +71,23 @@ class Learner(pl.LightningModule):
         self._clock_started = time.perf_counter()
 
     def on_train_batch_start(self, batch: Samples, batch_idx: int) -> None:
-        torch.manual_seed(derive(self.seed, "step", self.global_rank, batch_idx))
+        self._seed_draws(of_step(self.seed, self.global_rank, batch_idx))
         progress = self.progress(self.global_step)
         factor = self.schedule(progress, self.warmup)
         self.optim.pace(self.trainer.optimizers[0], factor, progress)
 
     def training_step(self, samples: Samples, batch_idx: int) -> Tensor:
-        loss = self.objective(self.batch(samples, self.views(samples)))
+        loss = self.objective(self.batch(samples, self.drawn(samples)))
         self._watch(loss, samples, batch_idx)
         self._train_mean.add({"loss": loss.value, **loss.log}, weight=1)
         return loss.value
+
+    def drawn(self, samples: Samples) -> list[View]:
+        """The random views, and the generator as it is behind them, whoever makes them."""
+        if "views" not in samples:
+            return self.views(samples)
+        torch.set_rng_state(samples["drawn"])
+        return samples["views"]
 
     def batch(self, samples: Samples, views: list[View]) -> Batch:
         return as_batch(samples, [_channels_last(view) for view in views], self.objective.backbone)
@@ -101,7 +108,7 @@ class Learner(pl.LightningModule):
     # -- validation -------------------------------------------------------------------------------------------
 
     def validation_step(self, samples: Samples, batch_idx: int) -> None:
-        torch.manual_seed(derive(self.seed, "val", self.global_rank, batch_idx))  # the same views every time
+        self._seed_draws(derive(self.seed, "val", self.global_rank, batch_idx))  # the same views every time
         views = [self.views.plain(samples)] if self.plain_val else self.views(samples)
         loss = self.objective(self.batch(samples, views))
         self._val_mean.add({"loss": loss.value, **loss.log}, weight=len(samples["index"]))
@@ -112,6 +119,10 @@ class Learner(pl.LightningModule):
         self._clock_started = time.perf_counter()  # validation is no part of the training speed
 
     # -- both -------------------------------------------------------------------------------------------------
+
+    def _seed_draws(self, seed: int) -> None:
+        # torch.manual_seed leaves each kind of accelerator a note with the whole stack in it, at a millisecond a step
+        (torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed)(seed)
 
     def record(self, metrics: Mapping[str, float]) -> None:
         row = {**metrics, "epoch": self.global_step / self.clock.steps_per_epoch}

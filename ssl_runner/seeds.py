@@ -13,3 +13,8 @@ def derive(seed: int, *keys: int | str) -> int:
     """A 63-bit seed from the run's seed and what it is for; other keys give an unrelated one."""
     text = "/".join(map(str, (seed, *keys))).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def of_step(seed: int, rank: int, batch: int) -> int:
+    """What is drawn for a micro-batch: first its views, then what its objective draws."""
+    return derive(seed, "step", rank, batch)

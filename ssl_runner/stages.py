@@ -117,9 +117,15 @@ def run(config: dict[str, Any], folder: Path) -> Metrics:
 
 
 def verify(config: dict[str, Any], folder: Path) -> Metrics:
-    """Runs a recipe's pretraining and holds it to its contract. Raises RunError when the score is outside its band."""
+    """Runs a recipe's pretraining, or all three stages for a contract about the finetuning, and holds it to that.
+
+    Raises RunError when the score is outside its band.
+    """
     metric, (low, high) = config["contract"]["metric"], config["contract"]["band"]
-    metrics = pretrain({**config, "stage": "pretrain"}, folder)
+    if metric.startswith("finetune/"):
+        metrics = run(config, folder)
+    else:
+        metrics = pretrain({**config, "stage": "pretrain"}, folder)
     if metric not in metrics:
         raise RunError(f"contract.metric={metric}: this run gives no such score{nearest(metric, metrics)}")
     told = (
@@ -144,12 +150,14 @@ STAGES: Mapping[str, Stage] = {
 
 
 def starting_point(config: Mapping[str, Any], folder: Path) -> Backbone:
-    """The backbone with the weights of the run that `from` names, else untrained.
+    """The backbone with the weights of the run that `from` names; untrained where it names none, or that is asked for.
 
     A run that is resumed has its own weights in its checkpoint, and needs those of the other run no more.
     """
     encoder = build.backbone(config)
-    if config.get("from") is not None and not (folder / runs.CHECKPOINTS / runs.LAST).is_file():
+    if config.get("untrained"):
+        say(f"{config['from']}: only what it is, without its weights")
+    elif config.get("from") is not None and not (folder / runs.CHECKPOINTS / runs.LAST).is_file():
         say(f"{config['from']}: {load_backbone(encoder, runs.find(config['from']).weights)}")
     return encoder
 
@@ -232,6 +240,7 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
         batches=clock.total * config["accumulate"],
         seed=config["seed"],
         workers=config["workers"],
+        ahead=config.get("ahead", 0),
         keep=keep,
     )
     advice = getattr(objective.backbone, "advice", None)

@@ -26,6 +26,8 @@ class Samples(TypedDict, total=False):
     unit: Tensor  # (B, L) int64, where ids make larger wholes, as pieces make words: the number of each id's; -1: none
     tag: Tensor  # (B, L) int64, the class of each token; -100: not labelled
     cropped: bool  # True: sizes differed, so a worker cropped already and `inputs` has one entry per view
+    views: list[View]  # where a worker made them already, in place of `inputs`
+    drawn: Tensor  # the state of the CPU's random generator behind these views
 
 
 class Batch(TypedDict, total=False):

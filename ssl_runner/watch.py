@@ -82,7 +82,7 @@ class Watch(pl.Callback):
         early = pl_module.progress(step) <= 0.1
         self.tell(step, exploded(loss, self.losses, early=early))
         if not self.losses:
-            self.losses = [loss, abs(loss)]
+            self.losses = [loss, abs(loss)] if loss else []  # 0: it only gathers yet what it will learn from
         elif early:
             self.losses[1] = max(self.losses[1], abs(loss))
 

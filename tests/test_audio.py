@@ -17,8 +17,9 @@ import soundfile
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import signal
 
-from ssl_runner.datasets import recordings
+from ssl_runner.datasets import ktuberling, recordings
 from ssl_runner.datasets.asterisk import VOICES, Asterisk, letters_of
 from ssl_runner.datasets.audio import header, ratio, read_audio, resample, taps
 from ssl_runner.datasets.audio_folder import AudioFolder, hold_out, told
@@ -153,7 +154,7 @@ def test_a_wav_file_of_unknown_size_is_read(tmp_path: Path, size: int) -> None:
     assert read_audio(str(path), 16000).shape == (1, 400)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.binary(max_size=60), st.integers(0, 840), st.integers(0, 840))
 def test_any_damage_gives_values_or_a_broken_sample(tmp_path_factory, junk: bytes, at: int, cut: int) -> None:
     path = sound(tmp_path_factory.mktemp("junk") / "a.wav")
@@ -175,7 +176,6 @@ def test_any_damage_gives_values_or_a_broken_sample(tmp_path_factory, junk: byte
     ("source", "rate"), [(44100, 16000), (8000, 16000), (48000, 16000), (22050, 16000), (16000, 8000), (128000, 16000)]
 )
 def test_resampling_is_that_of_scipy_with_the_same_filter(source: int, rate: int) -> None:
-    signal = pytest.importorskip("scipy.signal")
     torch.manual_seed(0)
     x = torch.randn(1, 3001)
     up, down = ratio(source, rate)
@@ -201,7 +201,7 @@ def test_no_frequency_is_folded_back() -> None:
     assert all(level(hertz) < -55 for hertz in (8800, 10000, 14000, 15900, 20000))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1000, 384000), st.sampled_from([8000, 16000, 44100]), st.integers(1, 600))
 def test_any_rate_is_brought_to_another_within_a_millionth(source: int, rate: int, n: int) -> None:
     up, down = ratio(source, rate)
@@ -305,7 +305,7 @@ def test_folders_stay_together(tmp_path: Path) -> None:
         AudioFolder(root=str(tmp_path), together="folders")
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 6), min_size=8, max_size=60), st.floats(0, 0.4), st.floats(0, 0.4))
 def test_groups_are_never_divided(groups: list[int], val: float, test: float) -> None:
     train = torch.arange(len(groups))
@@ -415,7 +415,7 @@ def test_a_table_that_is_none(tmp_path: Path, name: str, content: bytes, said: s
         told(str(tmp_path / name), ["0.wav"])
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.dictionaries(st.text(st.characters(codec="utf-8"), min_size=1), st.text(st.characters(codec="utf-8"))))
 def test_any_text_survives_a_table(tmp_path_factory, texts: dict[str, str]) -> None:
     texts = {os.path.normpath(file): text for file, text in texts.items() if "\0" not in file}
@@ -470,6 +470,26 @@ def test_klettres_by_language(tmp_path: Path) -> None:
     (tmp_path / "en" / "sounds.xml").unlink()
     with pytest.raises(RequestError, match=r"not whole.*apt-get download klettres-data"):
         KLettres(root=str(tmp_path))
+
+
+def test_ktuberling_keeps_voices_apart(tmp_path: Path) -> None:
+    sounds = tmp_path / "ktuberling" / "usr" / "share" / "ktuberling" / "sounds"
+    for language in (*ktuberling.LANGUAGES, "sr@latin"):
+        (sounds / language).mkdir(parents=True)
+        (sounds / f"{language}.soundtheme").write_text(f'<language code="{language}"></language>')
+        for name in ("hat.ogg", "eye.wav"):
+            sound(sounds / language / name, rate=44100)
+    source = ktuberling.KTuberling(root=str(tmp_path), seconds=0.01)
+    assert source.facts["rate"] == 8000
+    assert sizes(source) == {"pretrain": 20, "train": 20, "val": 10, "test": 16}  # the second Serbian is the first
+    for part, languages in (("train", ktuberling.TRAIN), ("val", ktuberling.VAL), ("test", ktuberling.TEST)):
+        split = source.split(part)
+        assert {each.split(os.sep)[0] for each in names(split)} == set(languages)
+        assert [source.classes[n] for n in split.label] == [each.split(os.sep)[0] for each in names(split)]
+    assert disjoint(source)
+    (sounds / "uk.soundtheme").unlink()
+    with pytest.raises(RequestError, match=r"not whole.*apt-get download ktuberling-data"):
+        ktuberling.KTuberling(root=str(tmp_path))
 
 
 def asterisk(folder: Path) -> Path:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ssl_runner.backbones.encoder import Encoder
 from ssl_runner.backbones.stems import Continuous, Discrete
 from ssl_runner.backbones.timm import Timm
+from ssl_runner.backbones.transformers_patches import TransformersPatches
 from ssl_runner.backbones.vit import ViT
 from ssl_runner.build import fill
 from ssl_runner.errors import RequestError, RunError
@@ -31,6 +32,7 @@ from ssl_runner.types import Backbone, View
 
 CONF = Path(__file__).parents[1] / "conf" / "backbone"
 TINY = {"stem_width": 16, "channels": [16, 32, 64, 128]}  # conf/backbone/resnet_tiny.yaml
+HF = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "patch_size": 4}
 
 
 def encoder(stem, **options) -> Encoder:
@@ -51,6 +53,8 @@ BACKBONES = {
     "series": lambda: encoder(Continuous(shape=(2, 24), block=(3,), dim=16)),
     "video": lambda: encoder(Continuous(shape=(1, 4, 8, 8), block=(2, 4, 4), dim=16)),
     "text": lambda: encoder(Discrete(vocab=50, length=12, dim=16)),
+    "hf_picture": lambda: TransformersPatches(name="vit", shape=(3, 8, 12), config=HF),
+    "hf_clip": lambda: TransformersPatches(name="videomae", shape=(1, 4, 8, 8), config=HF),
 }
 SAMPLES = {
     "resnet_tiny": (1, 8, 8),
@@ -66,6 +70,8 @@ SAMPLES = {
     "series": (2, 24),
     "video": (1, 4, 8, 8),
     "text": (12,),
+    "hf_picture": (3, 8, 12),
+    "hf_clip": (1, 4, 8, 8),
 }
 TOKENS = {"image": (6, 48), "series": (8, 6), "video": (8, 32), "text": (12,)}
 every = pytest.mark.parametrize("kind", BACKBONES)
@@ -135,13 +141,14 @@ SOUND, SERIES, CLIP = (1, 1600), (2, 40), (3, 4, 32, 32)
 OF_SIGNALS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("encoder_frames", "encoder_speech", "hf_speech", "recurrent_frames"), SOUND),
     **dict.fromkeys(("dilated", "dilated_tiny", "encoder_series"), SERIES),
-    **dict.fromkeys(("encoder_video", "r3d18", "stacked_tiny"), CLIP),
+    **dict.fromkeys(("encoder_video", "hf_vision", "r3d18", "stacked_tiny"), CLIP),
 }
 """What samples a choice is for, where these are no images, ids or rows of a table."""
 GIVEN: dict[str, dict[str, Any]] = {
     "timm": {"name": "test_vit"},
     "hf": {"name": "bert", "config": {"num_hidden_layers": 1}},
     "hf_speech": {"name": "wav2vec2", "config": {"num_hidden_layers": 1}},
+    "hf_vision": {"name": "videomae", "config": {"num_hidden_layers": 1, "patch_size": 16}},
 }
 
 
@@ -154,8 +161,9 @@ def test_configs_build_a_backbone(path):
     ids, columns = kind in ("Discrete", "Transformers"), kind in ("Columns", "MLP")
     shape = OF_SIGNALS.get(path.stem, (1, 16, 16))
     # what the runner fills in from the data
-    facts = {"columns": [0, 3, 0]} if columns else {"shape": list(shape), "second": {"vocab": 11, "length": 16}}
-    node = fill(node, facts["second"] if ids else facts)  # type: ignore[arg-type]
+    second = {"vocab": 11, "length": 16, "shape": [1, 64, 8]}
+    facts = {"columns": [0, 3, 0]} if columns else {"shape": list(shape), "second": second}
+    node = fill(node, second if ids else facts)
     if path.stem in GIVEN:
         assert node["name"] == "???"  # for a person to give
         node |= GIVEN[path.stem]
@@ -525,7 +533,6 @@ def signals(draw):
     return shape, tuple(block), tuple(grid)
 
 
-@settings(deadline=None)
 @given(signals())
 def test_patchify_is_undone_by_unpatchify(signal):
     shape, block, grid = signal

@@ -544,9 +544,9 @@ def test_help_and_lists_import_nothing_heavy(tmp_path: Path) -> None:
 
 
 def test_verify_runs_all_three_stages_for_a_promise_about_the_finetuning(ssl_run: Call, tmp_path: Path) -> None:
-    tuned = [f"finetune.{each}" for each in TINY_FINETUNE]
+    tuned = [f"finetune.{each}" for each in TINY_FINETUNE if not each.startswith("precision")]
     promise = ["contract.metric=finetune/accuracy", "contract.band=[0.0,1.0]"]
-    code, out, err = ssl_run("verify", "task=simclr", *TINY, *tuned, "evaluators=[]", *promise, "hydra.run.dir=v")
+    code, out, err = ssl_run("verify", "task=simclr", *TINY, *tuned, "evaluators=none", *promise, "hydra.run.dir=v")
     assert code == 0, err
     assert re.search(r"inside its band: simclr: finetune/accuracy = [01]\.\d+, promised 0\.0 to 1\.0", out)
     assert (tmp_path / "v" / "finetune" / runs.BACKBONE).is_file()

@@ -39,7 +39,7 @@ def encoder(block: tuple[int, ...] = (2, 4, 4), shape: tuple[int, ...] = CLIP) -
     grid=st.lists(st.integers(1, 4), min_size=2, max_size=3).filter(lambda g: math.prod(g[1:]) > 1),
     ratio=st.floats(0.05, 0.95),
 )
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_tubes_hide_the_same_places_at_all_times(grid: list[int], ratio: float) -> None:
     steps, places = grid[0], math.prod(grid[1:])
     mask = tube_mask(5, tuple(grid), ratio, torch.device("cpu"))

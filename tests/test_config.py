@@ -64,6 +64,7 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
         "timm": ["backbone.name=resnet18"],
         "hf": ["backbone.name=bert"],
         "hf_speech": ["backbone.name=wav2vec2"],
+        "hf_vision": ["backbone.name=videomae"],
         "audio": ["data.root=/x"],
         "video": ["data.root=/x"],
         "multi-node": ["device.num_nodes=2"],

@@ -52,7 +52,6 @@ REPO = Path(__file__).parents[1]
 SPLITS = ("pretrain", "train", "val", "test")
 fuzz = settings(
     max_examples=150,
-    deadline=None,
     database=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

@@ -113,7 +113,7 @@ def test_top5_gives_nothing_for_a_guess_among_equals():
 
 
 @given(st.integers(2, 8), st.integers(1, 30), st.integers(0, 2**16))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_figures_equal_scikit_learns(classes: int, n: int, seed: int):
     from sklearn.metrics import accuracy_score, f1_score, top_k_accuracy_score
 
@@ -544,7 +544,7 @@ blank = st.sampled_from(["", " ", "  "])
 
 
 @given(labels_of, st.decimals("0.01", "100", places=2), blank, blank, st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_few_labels_share(label: Tensor, percent, left: str, right: str, draw: int):
     found = few_labels(label, f"{left}{percent}{right}%{left}", draw)
     assert found.tolist() == sorted(set(found.tolist()))
@@ -559,7 +559,7 @@ def test_few_labels_share(label: Tensor, percent, left: str, right: str, draw: i
 
 
 @given(labels_of, st.integers(1, 30), blank, st.sampled_from([" ", "_"]), st.integers(0, 5))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_few_labels_per_class(label: Tensor, number: int, space: str, joint: str, draw: int):
     found = few_labels(label, f"{space}{number}{space}per{joint}class{space}", draw)
     assert found.tolist() == sorted(set(found.tolist()))
@@ -568,7 +568,7 @@ def test_few_labels_per_class(label: Tensor, number: int, space: str, joint: str
 
 
 @given(labels_of, st.integers(0, 5))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_few_labels_smaller_lists_lie_in_larger_ones(label: Tensor, draw: int):
     lists = [set(few_labels(label, amount, draw).tolist()) for amount in ("1%", "10%", "50%", "100%")]
     assert lists[0] <= lists[1] <= lists[2] <= lists[3]
@@ -585,7 +585,7 @@ def test_few_labels_refuses(amount: str):
 
 
 @given(st.text(max_size=20) | st.from_regex(r"[0-9.%\- ]{0,8}(per[ _]class)?", fullmatch=True))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_few_labels_any_text_is_an_amount_or_a_request_error(amount: str):
     label = torch.tensor([0, 1, 1, 0, 2])
     try:

@@ -324,7 +324,7 @@ def test_what_can_not_be_is_told(given: dict[str, Any], words: list[str], monkey
     assert all(word in said for word in words), said
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=15, derandomize=True)
 @given(
     heads=st.integers(1, 3),
     each=st.sampled_from([2, 4, 6]),

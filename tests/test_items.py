@@ -97,7 +97,7 @@ def test_columns_may_have_other_names_and_ids_any_letters(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("kind", ["numbers", "timestamps"])
 def test_a_parquet_file_is_read_like_a_table(tmp_path: Path, kind: str) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     rating, time, user, item = zip(*ROWS, strict=True)
@@ -147,7 +147,7 @@ def test_a_file_of_another_kind_or_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     path = tmp_path / "log.parquet"
@@ -170,7 +170,7 @@ def test_a_broken_parquet_file_is_refused(tmp_path: Path) -> None:
 # -- who and what is left out ------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     pairs=st.lists(st.tuples(st.integers(0, 7), st.integers(0, 7)), max_size=60),
     of_user=st.integers(1, 5),
@@ -215,7 +215,7 @@ def shown(source: Interactions, dataset: Any) -> list[list[str]]:
     return [["-" if n == PAD else source.items[n - FIRST] for n in row] for row in view["x"].tolist()]
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(
     lengths=st.lists(st.integers(3, 14), min_size=1, max_size=4),
     length=st.integers(2, 6),
@@ -375,7 +375,8 @@ def test_sasrec_sees_neither_padding_nor_what_comes_later() -> None:
     ids = torch.tensor([[0, 0, 5, 6]])
     pad = ids == PAD
     scores = objective.following(ids, pad)
-    torch.testing.assert_close(scores, objective.logits(ids, pad)[:, -1])
+    moved = torch.tensor([[0, 5, 6, 0]])  # the last place never told what follows it
+    torch.testing.assert_close(scores, objective.logits(moved, moved == PAD)[:, 2])
     torch.testing.assert_close(objective.following(ids.masked_fill(pad, 7), pad), scores)
     earlier = objective.logits(ids, pad)[:, 2]
     torch.testing.assert_close(objective.logits(torch.tensor([[0, 0, 5, 8]]), pad)[:, 2], earlier)
@@ -415,7 +416,7 @@ def by_hand(scores: Tensor, sequences: list[list[int]], seen: str) -> list[int]:
     return ranks
 
 
-@settings(max_examples=25, deadline=None, derandomize=True)
+@settings(max_examples=25, derandomize=True)
 @given(seed=st.integers(0, 999), seen=st.sampled_from(["removed", "kept"]))
 def test_ranks_are_those_among_all_items(tmp_path_factory: pytest.TempPathFactory, seed: int, seen: str) -> None:
     rng = np.random.RandomState(seed)
@@ -534,14 +535,18 @@ METHODS["bert4rec"] += ["data.last=0.3"]
 
 @pytest.mark.parametrize("method", METHODS)
 def test_the_objectives_of_text_learn_what_comes_next(ssl_run: Call, tmp_path: Path, log: str, method: str) -> None:
-    args = [*TINY, *METHODS[method], f"data.file={log}", "evaluators.ranking.seen=kept", "evaluators.ranking.k=[1]"]
+    args = [*TINY, *METHODS[method], f"data.file={log}", "evaluators=[ranking,ranking_kept]"]
+    args += ["evaluators.ranking.k=[1]", "evaluators.ranking_kept.k=[1]"]
     code, _, err = ssl_run("pretrain", *args, "duration=60 epochs", "hydra.run.dir=r")
     assert code == 0, err
     scores = json.loads((tmp_path / "r" / "metrics.json").read_text())
-    assert scores["ranking/hr_1"] > 0.9
-    assert scores["ranking/hr_1/untrained"] < 0.5
-    assert scores["ranking/hr_1/raw"] < 0.5
-    assert scores["ranking/hr_1_markov/raw"] == 1.0
+    for name in ("ranking", "ranking_kept"):
+        assert scores[f"{name}/hr_1"] > 0.9
+        assert scores[f"{name}/hr_1/untrained"] < 0.5
+        assert scores[f"{name}/hr_1/raw"] < 0.5
+        assert scores[f"{name}/hr_1_markov/raw"] == 1.0
+    # of 12 items a user had 7 to 10 before: popularity does far worse where these are candidates
+    assert scores["ranking_kept/mrr/raw"] < scores["ranking/mrr/raw"] / 2
 
 
 def test_an_objective_that_tells_no_next_item_is_refused_before_training(ssl_run: Call, log: str) -> None:

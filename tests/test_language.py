@@ -105,7 +105,7 @@ def test_the_masked_loss_is_the_mean_of_minus_log_p_at_the_told_places() -> None
     assert found.log["accuracy"].item() == pytest.approx(right / count)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(
     length=st.integers(1, 40),
     ratio=st.floats(0.01, 0.9),
@@ -285,7 +285,7 @@ def test_generation_goes_on_step_by_step() -> None:
     assert not torch.equal(first, greedy[:, :12])
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 999), top_k=st.one_of(st.none(), st.integers(1, 12)), top_p=st.floats(0.01, 1.0))
 def test_only_the_likeliest_are_kept(seed: int, top_k: int | None, top_p: float) -> None:
     torch.manual_seed(seed)

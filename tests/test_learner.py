@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from ssl_runner.callbacks import Checkpoints
 from ssl_runner.checkpoint import load_checkpoint
+from ssl_runner.data import Numbered, TrainBatches, Viewed
+from ssl_runner.datasets.base import Arrays
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RunError
 from ssl_runner.learner import Learner, Means
 from ssl_runner.objectives.simclr import SimCLR
 from ssl_runner.optim.recipe import SGD
 from ssl_runner.optim.schedules import Cosine
+from ssl_runner.seeds import of_step
 from ssl_runner.types import Backbone, Batch, Loss, Objective
 from ssl_runner.views.base import Branch, Views
+from ssl_runner.views.filters import GaussianNoise
 from tests.conftest import TINY
 
 Call = Callable[..., tuple[int, str, str]]
@@ -38,6 +42,26 @@ def learner(objective: nn.Module) -> Learner:
         clock=clock,
         seed=3,
     )
+
+
+def test_views_made_ahead_are_those_of_the_step_and_leave_the_same_draws_to_the_objective() -> None:
+    views = Views(branches={"noisy": Branch(transforms={"noise": GaussianNoise(std=0.1)}, copies=2)})
+    dataset = Arrays(torch.rand(12, 1, 4, 4), torch.arange(12))
+    batches = TrainBatches(12, 4, batches=9, rank=1, ranks=2, seed=3)
+    batches.start = 7
+    number, keys = next(iter(Numbered(batches)))
+    ahead = Viewed(dataset, views, seed=3, rank=1).__getitems__((number, keys))
+    assert (number, ahead["inputs"], len(ahead["index"])) == (7, [], 4)
+
+    step = learner(Constant(1.0))
+    step.views = views
+    torch.manual_seed(of_step(3, 1, 7))  # as the training step does first
+    expected, then = step.drawn(dataset.__getitems__(keys)), torch.rand(3)
+    torch.manual_seed(of_step(3, 1, 7))
+    found = step.drawn(ahead)
+    assert len(found) == 2
+    assert all(one["x"].equal(other["x"]) for one, other in zip(found, expected, strict=True))
+    assert torch.rand(3).equal(then)
 
 
 class Constant(Objective):

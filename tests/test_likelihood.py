@@ -95,10 +95,28 @@ def test_what_follows_the_last_id_ignores_padding_on_either_side(side: str) -> N
     found = objective.following(given.masked_fill(pad, PAD), pad)
     table = objective.backbone.stem.table.weight  # type: ignore[union-attr]
     for n in range(4):
-        alone = objective.backbone.embed(given[n : n + 1])[:, ~pad[n]]  # in the places where they stand
+        ids = given[n : n + 1]
+        if not pad[n, -1]:  # in training nothing follows the last place: one step to the left, without the first
+            ids = ids.roll(-1, 1)
+        told = ~pad[n] if pad[n, -1] else torch.cat([~pad[n, 1:], torch.tensor([False])])
+        alone = objective.backbone.embed(ids)[:, told]  # in the places where they stand
         z = objective.backbone.encode(alone, causal=True)[0, -1]
         torch.testing.assert_close(found[n], table @ z, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(objective.following(given)[0], objective.logits(given)[0, -1])
+
+
+def test_the_next_item_is_asked_for_at_a_place_that_learned_to_tell_one() -> None:
+    """The gradient of the training loss reaches every position but the last; following reads none but those."""
+    objective = causal(None)
+    ids = torch.randint(3, VOCAB, (8, LENGTH))
+    pad = torch.zeros_like(ids, dtype=torch.bool)
+    pad[:4, :2] = True
+    table = objective.backbone.stem.pos_embed  # type: ignore[union-attr]
+    (trained,) = torch.autograd.grad(objective({"views": [{"x": ids, "pad": pad}], "index": ids[:, 0]}).value, table)
+    assert not trained[0, -1].any()
+    (asked,) = torch.autograd.grad(objective.following(ids, pad).sum(), table)
+    assert asked[0, -2].any()
+    assert not asked[0, trained[0].abs().sum(1) == 0].any()
 
 
 @torch.no_grad()
@@ -213,7 +231,7 @@ def gram_counts(sequences: list[list[int]], length: int, order: int) -> dict[tup
 texts = st.lists(st.lists(st.integers(0, 3), min_size=1, max_size=40), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(train=texts, test=texts, order=st.integers(1, 4))
 def test_an_n_gram_model_is_the_formula_of_the_paper(train: list, test: list, order: int) -> None:
     found = NGram(train, symbols=5, order=order).nats(test)
@@ -221,7 +239,7 @@ def test_an_n_gram_model_is_the_formula_of_the_paper(train: list, test: list, or
     np.testing.assert_allclose(found, wanted, rtol=1e-9)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(train=texts, context=st.lists(st.integers(0, 4), max_size=6), order=st.integers(1, 5))
 def test_the_chances_of_all_symbols_sum_to_one_behind_any_context(train: list, context: list, order: int) -> None:
     """Symbol 4 is in no training sequence, so contexts with it are unseen."""
@@ -255,7 +273,7 @@ def test_symbols_out_of_range_and_no_symbols_are_refused() -> None:
 # -- the evaluator -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(length=st.integers(2, 9), sizes=st.lists(st.integers(1, 4), min_size=1, max_size=4))
 def test_every_id_is_scored_once_with_half_a_sample_before_it(length: int, sizes: list[int]) -> None:
     samples = torch.arange(sum(sizes) * length).view(-1, length)

@@ -81,7 +81,7 @@ def test_a_patch_is_normalised_by_itself() -> None:
         for k in range(3):
             values = cut[b, k].tolist()
             mean = sum(values) / 6
-            var = sum((v - mean) ** 2 for v in values) / 6
+            var = sum((v - mean) ** 2 for v in values) / 5
             wanted = [(v - mean) / math.sqrt(var + 1e-6) for v in values]
             assert normalised(cut)[b, k].tolist() == pytest.approx(wanted, abs=1e-4)
 
@@ -227,7 +227,7 @@ def test_next_patch_makes_each_patch_from_those_made_before(normalise: bool) -> 
         wanted = objective.predict(made)[:, k - 1]
         if normalise:
             given = cut[:, k].double()
-            wanted = wanted * (given.var(1, correction=0, keepdim=True) + 1e-6).sqrt() + given.mean(1, keepdim=True)
+            wanted = wanted * (given.var(1, keepdim=True) + 1e-6).sqrt() + given.mean(1, keepdim=True)
         torch.testing.assert_close(made[:, k].double(), wanted.double(), atol=1e-5, rtol=1e-5)
 
 
@@ -326,7 +326,7 @@ def test_cells_are_the_patches_places(shape: tuple[int, ...], block: tuple[int, 
     assert torch.equal(ijepa.cells(encoder(shape, block), shape), wanted)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(height=st.integers(1, 9), width=st.integers(1, 9), seed=st.integers(0, 1000))
 def test_a_block_is_a_full_rectangle_of_its_scale(height: int, width: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -54,7 +54,7 @@ def at(place: Tensor, told: Tensor, length: int) -> Tensor:
 # -- whole words -------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(length=st.integers(1, 40), ratio=st.floats(0.01, 0.9), seed=st.integers(0, 99))
 def test_words_are_told_whole_and_as_many_as_fit(length: int, ratio: float, seed: int) -> None:
     ids, _, unit = worded(6, length)

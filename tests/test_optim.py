@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from hydra.utils import instantiate
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 from pydantic import TypeAdapter, ValidationError
@@ -557,7 +557,6 @@ schedules = st.one_of(
 )
 
 
-@settings(deadline=None)
 @given(schedule=schedules, warmup=shares, points=st.lists(shares, min_size=2, max_size=20).map(sorted))
 def test_schedule_stays_in_bounds_and_moves_one_way(schedule: Schedule, warmup, points):
     factors = [schedule(p, warmup) for p in points]
@@ -569,7 +568,6 @@ def test_schedule_stays_in_bounds_and_moves_one_way(schedule: Schedule, warmup, 
         assert all(a <= b for a, b in pairwise(cold))
 
 
-@settings(deadline=None)
 @given(schedule=st.one_of(st.builds(Cosine, end=shares), st.just(Constant())), warmup=shares, at=shares)
 def test_schedule_is_continuous(schedule: Schedule, warmup, at):
     near = 1e-7
@@ -578,7 +576,6 @@ def test_schedule_is_continuous(schedule: Schedule, warmup, at):
     assert abs(schedule(a, warmup) - schedule(b, warmup)) <= min(1.0, slope * (b - a)) + 1e-9
 
 
-@settings(deadline=None)
 @given(warmup=shares, end=shares)
 def test_schedule_is_exact_at_its_ends(warmup, end):
     cosine = Cosine(end=end)

@@ -103,7 +103,7 @@ def test_a_bf16_model_learns_and_shows(objective: Objective) -> None:
 # -- decoder and tiles -----------------------------------------------------------------------------------------
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 4))
 def test_decoder_gives_any_size(height: int, across: int, channels: int) -> None:
     out = Decoder(5, (channels, height, across), 4).eval()(torch.randn(2, 5))

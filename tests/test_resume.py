@@ -104,6 +104,20 @@ def test_killed_and_resumed_it_ends_with_the_same_weights(
     assert sorted(set(trained)) == trained, "no step is logged twice"
 
 
+@pytest.mark.parametrize("variant", ["accumulated"], indirect=True)
+def test_views_that_are_made_ahead_are_those_of_the_step_also_when_resumed(
+    variant: tuple[Path, list[str]], tmp_path: Path
+) -> None:
+    whole, extra = variant
+    folder = tmp_path / "run"
+    child = start(folder, *extra, "ahead=2")
+    wait_for_step(folder, 6, child)
+    child.kill()
+    child.wait()
+    assert cli.answer(["ssl-run", "resume", str(folder)]) == 0
+    same_result(whole, folder)
+
+
 @pytest.mark.parametrize("variant", ["plain"], indirect=True)
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_a_checkpoint_and_says_so_in_the_exit_code(

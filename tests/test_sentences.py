@@ -71,7 +71,7 @@ def documents(ids: list[int]) -> list[int]:
 # -- where a sample is cut ---------------------------------------------------------------------------------------
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(seed=st.integers(0, 999), words=st.booleans())
 def test_a_sample_is_cut_within_a_document_and_between_words(seed: int, words: bool) -> None:
     ids, pad = sample(5, seed)
@@ -110,7 +110,7 @@ def test_padding_on_the_left_is_no_segment() -> None:
 # -- next sentences ----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(seed=st.integers(0, 999))
 def test_half_of_the_samples_end_with_another_ones_words(seed: int) -> None:
     ids, pad = sample(6, seed)
@@ -242,7 +242,7 @@ def test_it_learns_whether_segments_are_of_one_text() -> None:
 # -- the order of sentences --------------------------------------------------------------------------------------
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(seed=st.integers(0, 999))
 def test_the_two_stretches_of_a_document_change_places(seed: int) -> None:
     ids, pad = sample(6, seed)
@@ -277,7 +277,7 @@ def test_segments_are_in_their_order_in_half_of_the_samples() -> None:
     assert torch.equal((pairs.ids == ids).all(1), pairs.true)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(before=st.integers(0, 4), first=st.integers(1, 6), second=st.integers(1, 6), after=st.integers(0, 4))
 def test_exchanging_twice_changes_nothing(before: int, first: int, second: int, after: int) -> None:
     length = before + first + second + after
@@ -292,7 +292,7 @@ def test_exchanging_twice_changes_nothing(before: int, first: int, second: int, 
 # -- spans -------------------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     length=st.integers(2, 70),
     ratio=st.floats(0.01, 0.99),
@@ -331,7 +331,7 @@ def test_every_division_is_as_likely() -> None:
     assert t5.division(2, 1, 1).tolist() == [[1], [1]]
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=80, derandomize=True)
 @given(
     length=st.integers(2, 40),
     ratio=st.floats(0.02, 0.9),

@@ -24,7 +24,7 @@ from ssl_runner.datasets.ts_format import parse
 from ssl_runner.datasets.ucr import UCR
 from ssl_runner.datasets.watch import Watch
 from ssl_runner.errors import RequestError
-from ssl_runner.types import Samples
+from ssl_runner.types import Samples, View
 from ssl_runner.views.base import Branch, Views
 from ssl_runner.views.normalise import Normalize
 from ssl_runner.views.series import Fill, Jitter, MaskChannels, Permutation, Scaling, TimeWarp
@@ -94,7 +94,7 @@ def test_files_that_are_no_ts_files_are_refused() -> None:
             parse(lines, "f.ts")
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(st.data())
 def test_what_is_written_as_ts_is_read_again(data: st.DataObject) -> None:
     channels = data.draw(st.integers(1, 3))
@@ -115,7 +115,7 @@ def test_what_is_written_as_ts_is_read_again(data: st.DataObject) -> None:
             assert np.isnan(into[len(row) :]).all()
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.text(alphabet="@#?%:,()0123456789.eE-ab \ndaclstrue", max_size=120))
 def test_any_text_is_read_or_refused_as_broken(text: str) -> None:
     try:
@@ -192,7 +192,7 @@ def test_subjects_are_held_out_whole() -> None:
         source_of({"train": tracks([6] * 4, None, "aabb")})
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     st.lists(st.integers(1, 40), min_size=1, max_size=12),
     st.integers(1, 12),
@@ -559,7 +559,24 @@ def test_a_window_is_the_middle_and_says_what_it_filled() -> None:
     assert Window(size=4, padded=True).one({"x": x[0]})["pad"].tolist() == [False] * 4
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=60)
+@given(st.sampled_from([Window, RandomWindow]), st.integers(1, 14), st.integers(1, 14), st.booleans(), st.booleans())
+def test_a_window_of_one_is_that_of_a_batch(
+    cls: type[Window], length: int, size: int, padded: bool, filled: bool
+) -> None:
+    view: View = {"x": torch.randn(2, length)}
+    if filled:
+        view["pad"] = torch.arange(length) >= max(1, length - 2)
+    window = cls(size=size, padded=padded)
+    torch.manual_seed(0)
+    one = window.one(view)
+    torch.manual_seed(0)
+    batch = window({name: tensor[None] for name, tensor in view.items()})
+    assert one.keys() == batch.keys()
+    assert all(tensor.equal(batch[name][0]) for name, tensor in one.items())
+
+
+@settings(max_examples=40)
 @given(st.lists(st.integers(1, 12), min_size=1, max_size=6), st.integers(1, 14))
 def test_a_random_window_is_a_stretch_of_what_is_there(lengths: list[int], size: int) -> None:
     longest = max(lengths)
@@ -596,7 +613,7 @@ def test_noise_and_scale_are_in_units_of_each_channel() -> None:
         Jitter(std=(1.0,) * 3)({"x": x})
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(st.integers(1, 4), st.integers(1, 30), st.integers(1, 8), st.integers(0, 2**31))
 def test_pieces_change_places_and_none_is_lost(batch: int, length: int, most: int, seed: int) -> None:
     torch.manual_seed(seed)

@@ -65,7 +65,7 @@ def test_synonyms_are_the_other_words_of_all_sets_of_a_word(wordnet: Path) -> No
 names = st.text("abcdefghijklmnopqrstuvwxyzABCDEF_-'.0123456789", min_size=1, max_size=12)
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(
     words=st.lists(st.tuples(names, st.sampled_from(["", "(a)", "(p)", "(ip)"])), min_size=1, max_size=40),
     pointers=st.integers(0, 3),
@@ -78,7 +78,7 @@ def test_a_line_gives_back_the_words_it_was_made_of(words: list[tuple[str, str]]
     assert members(line) == [word for word, _ in words]
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
+@settings(max_examples=100, derandomize=True)
 @given(st.text(max_size=60))
 def test_what_is_no_line_is_refused_or_read_and_nothing_else(line: str) -> None:
     try:
@@ -206,7 +206,7 @@ def test_a_rate_of_nothing_changes_nothing(wordnet: Path, tmp_path: Path) -> Non
     assert after(view(tmp_path, wordnet, 0.0), ids) == ids
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     rows=st.lists(st.lists(st.integers(0, len(NAMES) + 1), min_size=5, max_size=5), min_size=1, max_size=5),
     rate=st.sampled_from([0.0, 0.5, 1.0]),

@@ -155,7 +155,7 @@ def test_a_column_of_numbers_may_be_named_a_category(tmp_path: Path) -> None:
 
 
 def test_parquet_reads_as_csv_does(tmp_path: Path) -> None:
-    pyarrow = pytest.importorskip("pyarrow")
+    import pyarrow
     from pyarrow import parquet
 
     numbers = [1.25, None, 3.5, -4.0, 5.0, 6.0, 0.1, 8.0, 9.0, 10.5]
@@ -245,7 +245,7 @@ def test_a_class_with_a_single_row_is_trained_on_and_told(tmp_path: Path, capsys
 cell = st.text(st.characters(exclude_categories=("Cs", "Cc")), max_size=8).map(str.strip)
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40, derandomize=True)
 @given(
     words=st.lists(cell | st.sampled_from([",", '"', "a\nb", "naïve"]), min_size=5, max_size=30),
     numbers=st.lists(st.floats(-1e6, 1e6, width=32), min_size=5, max_size=30),
@@ -327,7 +327,7 @@ def test_the_tables_of_scikit_learn(name: Any, columns: tuple[int, ...], classes
 # -- rows as patches -----------------------------------------------------------------------------------------------
 
 
-@settings(max_examples=50, deadline=None, derandomize=True)
+@settings(max_examples=50, derandomize=True)
 @given(
     columns=st.lists(st.integers(0, 4), min_size=1, max_size=6).map(tuple),
     n=st.integers(1, 5),

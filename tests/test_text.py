@@ -197,7 +197,7 @@ def test_few_labels_keep_their_padding(root: Path, cache: str) -> None:
     assert len(whole) == 8
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=40, database=None)
 @given(st.lists(st.text(max_size=40), min_size=1, max_size=8), st.integers(2, 9))
 def test_packed_samples_hold_every_id_once_in_order(texts: list[str], length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -289,7 +289,7 @@ def test_units_are_the_words_of_the_pretokenizer(root: Path, cache: str, tmp_pat
     assert max(wanted) + 1 < len(wanted), "words of several ids are among them"
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, database=None)
 @given(st.lists(st.text(alphabet="ab \n\té", min_size=1, max_size=20), min_size=1, max_size=5), st.integers(2, 9))
 def test_units_of_bytes_in_packed_samples(texts: list[str], length: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -421,7 +421,7 @@ def told_by_words(symbols: list[int], known: list[str]) -> str:
 LINES = st.lists(st.text(alphabet="ab é\n\t", min_size=1, max_size=30), min_size=1, max_size=6)
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=40, database=None)
 @given(LINES, LINES)
 def test_the_text_can_be_had_back_from_symbols(train: list[str], test: list[str]) -> None:
     train = [*train, "a few words, so that\nthere are some"]

@@ -354,7 +354,7 @@ def test_pairs_train_no_tokenizer(tmp_path: Path) -> None:
         pairs(tmp_path / "a.csv", tokenizer="nowhere.json")
 
 
-@settings(max_examples=40, deadline=None, database=None)
+@settings(max_examples=40, database=None)
 @given(
     st.lists(
         st.tuples(*[st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"))] * 2, st.integers(0, 5)),

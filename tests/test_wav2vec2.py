@@ -59,7 +59,7 @@ def test_the_papers_frames_are_400_values_long_and_320_apart() -> None:
     assert (stem.hop, stem.reach, stem.grid) == (320, 400, (49,))
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(st.tuples(st.integers(1, 6), st.integers(1, 4)), min_size=1, max_size=4), st.data())
 def test_lengths_are_those_behind_the_convolutions(layers: list[tuple[int, int]], data: st.DataObject) -> None:
     kernels, strides = (tuple(each) for each in zip(*layers, strict=True))
@@ -74,6 +74,20 @@ def test_lengths_are_those_behind_the_convolutions(layers: list[tuple[int, int]]
     assert found.shape[1] == x.shape[2]
     assert (~found).sum().item() == behind
     assert not found[0, :behind].any()
+
+
+def test_the_bands_of_a_spectrogram_are_channels() -> None:
+    sizes: dict[str, Any] = {"dim": 16, "width": 8, "norm": "layer", "positions": 0, **SIZES}
+    torch.manual_seed(0)
+    of_bands = Frames(shape=(2, 3, 130), **sizes)
+    torch.manual_seed(0)
+    of_channels = Frames(shape=(6, 130), **sizes)
+    x = torch.randn(2, 2, 3, 130)
+    found = of_bands.patchify(x)
+    assert found.shape == (2, *of_bands.grid, 8)
+    assert torch.equal(found, of_channels.patchify(x.view(2, 6, 130)))
+    x[:, :, :, of_bands.reach :] += 1.0
+    assert torch.equal(of_bands.patchify(x)[:, 0], found[:, 0]), "the first frame sees what comes later"
 
 
 def test_padding_reaches_no_frame_with_layer_norms() -> None:
@@ -116,7 +130,7 @@ def test_without_positions_order_tells_nothing_and_with_them_it_does() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"shape": (1, 8, 8)}, "convolves along time"),
+        ({"shape": (1, 2, 8, 8)}, "convolves along time"),
         ({"shape": (1, 9)}, "samples have 9"),
         ({"strides": (2,)}, "as many as kernels"),
         ({"groups": 3}, "does not divide"),
@@ -221,7 +235,7 @@ def test_our_convolutions_are_the_librarys(norm: str) -> None:
 # -- spans -----------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 60), st.floats(0.05, 1.0), st.integers(1, 12), st.data())
 def test_hidden_spans_lie_in_what_may_be_hidden(length: int, ratio: float, span: int, data: st.DataObject) -> None:
     counts = torch.tensor(data.draw(st.lists(st.integers(0, length), min_size=1, max_size=4)))
@@ -343,7 +357,7 @@ def test_the_softmax_is_in_fp32_under_autocast() -> None:
 # -- negatives -------------------------------------------------------------------------------------------------------
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.lists(st.integers(0, 9), min_size=1, max_size=3), st.integers(0, 99))
 def test_negatives_are_the_samples_other_hidden_frames(most: int, counts: list[int], seed: int) -> None:
     told = torch.arange(most) < torch.tensor(counts)[:, None]

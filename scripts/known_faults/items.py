@@ -65,6 +65,13 @@ FAULTS: dict[int, list[Fault]] = {
             'past, learned = [p[:-1] for p in source.past("test")], source.past("pretrain")',
         ),
         fault(
+            "ranking_kept leaves out what the user had, as ranking does",
+            "test_items.py::test_the_objectives_of_text_learn_what_comes_next[sasrec]",
+            "conf/evaluators/ranking_kept.yaml",
+            "seen: kept",
+            "seen: removed",
+        ),
+        fault(
             "popularity is counted with what is tested on",
             "test_items.py::test_the_raw_input_is_ranked_by_popularity_and_by_what_followed_in_what_was_learned_from",
             RANKING,

@@ -68,7 +68,7 @@ FAULTS: dict[int, list[Fault]] = {
         fault(
             "rows are not brought to unit length",
             "test_clip.py::test_both_inputs_come_into_one_space_as_unit_rows",
-            f"{OBJECTIVES}/clip.py",
+            "ssl_runner/parts/space.py",
             "return F.normalize(self.first_map(self.backbone(**view)).float(), dim=1)",
             "return self.first_map(self.backbone(**view)).float()",
         ),
@@ -162,6 +162,27 @@ FAULTS: dict[int, list[Fault]] = {
             f"{DATASETS}/pairs.py",
             "usable = readable(found, on_broken)",
             "usable = torch.tensor([not isinstance(each, BrokenSample) for each in found])",
+        ),
+        fault(
+            "a sound in an archive is read as the archive itself",
+            "test_pairs.py::test_sounds_are_read_out_of_archives",
+            "ssl_runner/datasets/columns.py",
+            "        return None if file.size < 0 else content_of(file)",
+            "        return open(file.path, 'rb').read()",
+        ),
+        fault(
+            "a sound in an archive that is cut short is taken as far as it goes",
+            "test_pairs.py::test_sounds_are_read_out_of_archives",
+            "ssl_runner/datasets/audio.py",
+            "                    _whole(riff)\n",
+            "                    pass\n",
+        ),
+        fault(
+            "what is held and broken is given all the same",
+            "test_pairs.py::test_a_broken_member_is_left_out",
+            "ssl_runner/datasets/pairs.py",
+            "        rows = rows[self._usable[rows]]\n",
+            "        self._usable\n",
         ),
     ],
 }

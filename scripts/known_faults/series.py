@@ -192,5 +192,12 @@ FAULTS: dict[int, list[Fault]] = {
             "place = ranks(distance)",
             "place = distance.argsort().argsort().double() + 1",
         ),
+        fault(
+            "a window of one sample begins elsewhere than in a batch",
+            "test_series.py::test_a_window_of_one_is_that_of_a_batch",
+            "ssl_runner/views/window.py",
+            "start = int(self.starts(torch.tensor([length - self.size])))",
+            "start = int(self.starts(torch.tensor([length - self.size - 1])))",
+        ),
     ],
 }

@@ -304,5 +304,76 @@ FAULTS: dict[int, list[Fault]] = {
             "loud = torch.log1p(mu * x.abs()) / math.log1p(mu)",
             "loud = x.abs() + 0 * math.log1p(mu)",
         ),
+        fault(
+            "channels and bands of a spectrogram change places",
+            "test_wav2vec2.py::test_the_bands_of_a_spectrogram_are_channels",
+            "ssl_runner/backbones/frames.py",
+            "        x = x.flatten(1, -2)\n",
+            "        x = x.transpose(1, -2).flatten(1, -2)\n",
+        ),
+    ],
+    40: [
+        fault(
+            "views that are made ahead are drawn from a seed of their own",
+            "test_learner.py::test_views_made_ahead_are_those_of_the_step_and_leave_the_same_draws_to_the_objective",
+            "ssl_runner/data.py",
+            "torch.default_generator.manual_seed(of_step(self.seed, self.rank, number))",
+            "torch.default_generator.manual_seed(of_step(self.seed, self.rank, number + 1))",
+        ),
+        fault(
+            "behind views that were made ahead the objective draws what they drew",
+            "test_learner.py::test_views_made_ahead_are_those_of_the_step_and_leave_the_same_draws_to_the_objective",
+            "ssl_runner/learner.py",
+            '        torch.set_rng_state(samples["drawn"])\n',
+            "",
+        ),
+        fault(
+            "batches that are made ahead are numbered from 0 when a run goes on",
+            "test_learner.py::test_views_made_ahead_are_those_of_the_step_and_leave_the_same_draws_to_the_objective",
+            "ssl_runner/data.py",
+            "return enumerate(self.batches, self.batches.start)",
+            "return enumerate(self.batches)",
+        ),
+    ],
+    41: [
+        fault(
+            "a finetuning of a run without its weights has them all the same",
+            "test_cli.py::test_finetuning_of_a_run_without_its_weights_starts_where_the_run_did",
+            "ssl_runner/stages.py",
+            '    if config.get("untrained"):\n',
+            '    if config.get("untrained") and config["from"] is None:\n',
+        ),
+    ],
+    42: [
+        fault(
+            "a promise about the finetuning is held against the pretraining",
+            "test_cli.py::test_verify_runs_all_three_stages_for_a_promise_about_the_finetuning",
+            "ssl_runner/stages.py",
+            '    if metric.startswith("finetune/"):\n        metrics = run(config, folder)\n',
+            '    if metric.startswith("finetuned/"):\n        metrics = run(config, folder)\n',
+        ),
+    ],
+    45: [
+        fault(
+            "pairs are counted in the labelled part alone, and the model learned from more",
+            "test_speech.py::test_bits_count_pairs_in_all_that_was_learned_from",
+            "ssl_runner/evaluators/bits.py",
+            'train = data.source.split("pretrain")',
+            'train = data.source.split("train")',
+        ),
+        fault(
+            "the filter that enhancement is held against is not the best one",
+            "test_speech.py::test_no_other_filter_of_one_shape_takes_out_more_noise_than_wieners",
+            "ssl_runner/evaluators/enhancement.py",
+            "return power / (power + noise)",
+            "return power / (power + noise).sqrt()",
+        ),
+        fault(
+            "the filter is for noise of another level",
+            "test_speech.py::test_no_other_filter_of_one_shape_takes_out_more_noise_than_wieners",
+            "ssl_runner/evaluators/enhancement.py",
+            "noise = noise * power.sum() / noise.sum() * 10 ** (-snr / 10)",
+            "noise = noise * power.sum() / noise.sum()",
+        ),
     ],
 }

@@ -6,6 +6,8 @@ from known_faults.fault import Fault, fault
 
 HF, T = "ssl_runner/backbones/transformers.py", "test_hf.py::"
 
+PATCHES = "ssl_runner/backbones/transformers_patches.py"
+
 FAULTS: dict[int, list[Fault]] = {
     32: [
         fault(
@@ -110,6 +112,13 @@ FAULTS: dict[int, list[Fault]] = {
             "part.num_embeddings - part.padding_idx - 1",
             "part.num_embeddings",
         ),
+        fault(
+            "a transformer of other steps is taken for a plain one",
+            "test_hf_vision.py::test_what_can_not_be_is_told",
+            PATCHES,
+            "or not torch.allclose(theirs[:, -ours.shape[1] :], ours, atol=1e-4)",
+            "or False",
+        ),
     ],
     42: [
         fault(
@@ -118,6 +127,57 @@ FAULTS: dict[int, list[Fault]] = {
             HF,
             '        if field not in own | {*cls.attribute_map, "model_type"}:\n',
             "        if False:\n",
+        ),
+        fault(
+            "what the data decides of a new model is left at the library's default",
+            "test_hf_vision.py::test_what_the_data_decides_may_be_given_otherwise_and_is_then_held_to",
+            PATCHES,
+            "{} if pretrained else _sizes(self.shape)",
+            "{}",
+        ),
+        fault(
+            "a mask is passed over",
+            "test_hf_vision.py::test_what_it_cannot_hide_is_refused",
+            PATCHES,
+            "        if pad is not None or causal or part is not None:",
+            "        if False:",
+        ),
+    ],
+    30: [
+        fault(
+            "a patch's variance is divided by all its values, unlike the authors' code",
+            "test_mae_reference.py::test_the_loss_is_that_of_transformers",
+            "ssl_runner/parts/patches.py",
+            "    patches = patches.float()\n    var, mean = torch.var_mean(patches, dim=2, keepdim=True)",
+            "    patches = patches.float()\n    var, mean = torch.var_mean(patches, dim=2, keepdim=True, correction=0)",
+        ),
+        fault(
+            "visible tokens come back to other places than they had",
+            "test_mae_reference.py::test_the_loss_is_that_of_transformers",
+            "ssl_runner/parts/masking.py",
+            "    full[~mask] = visible.flatten(0, 1)",
+            "    full[~mask] = visible.flip(1).flatten(0, 1)",
+        ),
+        fault(
+            "the decoder gets no positions",
+            "test_mae_reference.py::test_the_loss_is_that_of_transformers",
+            "ssl_runner/parts/decoder.py",
+            "        return patches + self.pos_embed",
+            "        return patches + 0 * self.pos_embed",
+        ),
+        fault(
+            "a class token's position is given to the first patch",
+            "test_hf_vision.py::test_steps_one_by_one_give_what_the_library_gives_at_once",
+            PATCHES,
+            "        return tokens + self._positions(tokens)[:, -tokens.shape[1] :]",
+            "        return tokens + self._positions(tokens)[:, : tokens.shape[1]]",
+        ),
+        fault(
+            "blocks of a clip have time in front of channels",
+            "test_hf_vision.py::test_patches_are_blocks_in_row_major_order_and_come_together_again[videomae]",
+            "ssl_runner/parts/blocks.py",
+            "permute(0, *grid, 1, *inner)",
+            "permute(0, *grid, *inner, 1)",
         ),
     ],
 }

@@ -77,13 +77,6 @@ FAULTS: dict[int, list[Fault]] = {
             "turn.add_(torch.linspace(0, 0.4, turn.shape[1]).view(1, -1, *[1] * (turn.ndim - 2)))",
         ),
         fault(
-            "clips of one figure are in two parts",
-            "test_video.py::test_a_figures_clips_are_in_one_part",
-            "ssl_runner/datasets/wesnoth.py",
-            "if part[figure] == n]",
-            "if i * 3 // len(figures) == n]",
-        ),
-        fault(
             "frames are sorted as words",
             "test_video.py::test_a_clip_is_frames_that_differ_in_their_number",
             "ssl_runner/datasets/wesnoth.py",

@@ -23,8 +23,9 @@ class Encoder(TokenBackbone):
     """Pre-norm transformer (Vaswani et al., 2017; norms as in ViT: Dosovitskiy et al., 2021, Section 3.1).
 
     stem: how the input becomes tokens; its dim is the trunk's. depth: blocks. heads: divides dim.
-    mlp_ratio: hidden width of a block's MLP over dim. dropout: of what each sublayer adds, per element.
-    drop_path: the same per sample, growing linearly to this rate at the last block (Huang et al., 2016).
+    mlp_ratio: hidden width of a block's MLP over dim. dropout: of the tokens as they come in
+    and of what each sublayer adds, per element (Section 5.4). drop_path: of what sublayers add, per sample, growing
+    linearly to this rate at the last block (Huang et al., 2016).
 
     alibi: attention falls with distance (Press, Smith, Lewis, Train Short, Test Long, ICLR 2022; here to both sides): a
     token k places off scores slope * k less, where this is the first head's slope and each further head has half of the
@@ -55,6 +56,7 @@ class Encoder(TokenBackbone):
         self.stem, self.dim, self.grid = stem, stem.dim, getattr(stem, "grid", None)
         rates = [drop_path * n / max(1, depth - 1) for n in range(depth)]
         hidden = int(self.dim * mlp_ratio)
+        self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(_Block(self.dim, heads, hidden, dropout, rate) for rate in rates)
         self.norm = nn.LayerNorm(self.dim)
 
@@ -88,6 +90,7 @@ class Encoder(TokenBackbone):
         seen = None if plain else visible(tokens, pad, causal, part)
         if self.alibi is not None:
             seen = nearness(tokens, self.alibi, self.heads, seen)
+        tokens = self.dropout(tokens)
         for block in self.blocks:
             tokens = block(tokens, seen, plain)
             yield tokens

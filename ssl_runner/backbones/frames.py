@@ -26,7 +26,8 @@ Counts = Annotated[tuple[Count, ...], MinLen(1)]
 class Frames(Stem):
     """Section 2, "Feature encoder": convolutions with GELU and a norm, along the last axis of (C, n) signals.
 
-    shape: (C, n) of one sample; any other n will do as well. dim: of a token. width: P, channels of each convolution.
+    shape: (C, n) of one sample, or (C, mels, n) of a spectrogram, whose bands are channels then; any other n will do as
+    well. dim: of a token. width: P, channels of each convolution.
     kernels, strides: of the convolutions, from the input on; the paper's give a frame of 400 values every 320.
     norm: "group" takes each channel's mean and variance over all of a sample, once, behind the first convolution, as
     the paper's BASE model does, so that frames tell of the whole sample, padding too; "layer" takes them over the
@@ -51,21 +52,23 @@ class Frames(Stem):
         groups: Count = 16,
     ):
         super().__init__()
-        if len(shape) != 2:
-            raise RequestError(f"backbone.stem: convolves along time, (C, n), and samples are {tuple(shape)}")
+        if len(shape) not in (2, 3):
+            raise RequestError(
+                f"backbone.stem: convolves along time, (C, n) or (C, mels, n), and samples are {tuple(shape)}"
+            )
         if len(kernels) != len(strides):
             raise RequestError(f"backbone.stem.strides={list(strides)}: give as many as kernels, {len(kernels)}")
         if positions and dim % groups:
             raise RequestError(f"backbone.stem.groups={groups}: does not divide dim={dim}")
         self.dim, self.frame_dim, self.strides, self.positions = dim, width, tuple(strides), positions
         self.hop, self.reach = hop_and_reach(kernels, strides)
-        self.grid = ((shape[1] - self.reach) // self.hop + 1,)
+        self.grid = ((shape[-1] - self.reach) // self.hop + 1,)
         if self.grid[0] < 2:
             raise RequestError(
                 f"backbone.stem: a frame sees {self.reach} values and the next begins {self.hop} on, and samples have "
-                f"{shape[1]}; give fewer or smaller strides and kernels, or longer samples"
+                f"{shape[-1]}; give fewer or smaller strides and kernels, or longer samples"
             )
-        wide, layered = [shape[0], *[width] * len(kernels)], norm == "layer"
+        wide, layered = [math.prod(shape[:-1]), *[width] * len(kernels)], norm == "layer"
         self.convolutions = nn.ModuleList(
             nn.Conv1d(a, b, kernel, stride, bias=layered)
             for a, b, kernel, stride in zip(wide, wide[1:], kernels, strides, strict=False)
@@ -86,7 +89,8 @@ class Frames(Stem):
             self.convolved = nn.utils.parametrizations.weight_norm(convolution, dim=2)
 
     def patchify(self, x: Tensor) -> Tensor:
-        """(B, C, n) -> (B, L, P)."""
+        """(B, C, n) or (B, C, mels, n) -> (B, L, P)."""
+        x = x.flatten(1, -2)
         for n, convolution in enumerate(self.convolutions):
             x = convolution(x)
             if self.norms:

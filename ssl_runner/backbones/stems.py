@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
+from ssl_runner.parts.blocks import cut, joined
 
 
 class Stem(nn.Module):
@@ -71,18 +72,11 @@ class Continuous(Stem):
         """(B, C, d1, ..., dr) -> (B, L, P): blocks in row-major order, each as (C, b1, ..., br)."""
         if tuple(x.shape[1:]) != self.shape:
             raise RequestError(f"backbone.stem.shape: built for {self.shape}, and got samples of {tuple(x.shape[1:])}")
-        cut = [n for pair in zip(self.grid, self.block, strict=True) for n in pair]
-        rank = len(self.grid)
-        grid, inner = range(2, 2 + 2 * rank, 2), range(3, 3 + 2 * rank, 2)
-        blocks = x.reshape(len(x), self.shape[0], *cut).permute(0, *grid, 1, *inner)
-        return blocks.reshape(len(x), -1, self.patch_dim)
+        return cut(x, self.block)
 
     def unpatchify(self, patches: Tensor) -> Tensor:
         """(B, L, P) -> (B, C, d1, ..., dr): the inverse of patchify."""
-        rank = len(self.grid)
-        blocks = patches.reshape(len(patches), *self.grid, self.shape[0], *self.block)
-        woven = [axis for n in range(rank) for axis in (1 + n, 2 + rank + n)]
-        return blocks.permute(0, 1 + rank, *woven).reshape(len(patches), *self.shape)
+        return joined(patches, self.shape, self.block)
 
     def padding(self, pad: Tensor) -> Tensor:
         """(B, dr) -> (B, L): a block is padding if all of its places along the last axis are."""

@@ -62,7 +62,9 @@ class Transformers(TokenBackbone):
         self.name, self.vocab, self.length, self.pool = name, vocab, length, pool
         with silence():
             described = described_by(name, config or {}, {} if pretrained else {"vocab_size": vocab, "pad_token_id": 0})
-            self.model, self.receipt = model_of(described, name, pretrained, {"input_ids", "inputs_embeds"})
+            self.model, self.receipt = model_of(
+                described, name, pretrained, {"input_ids", "inputs_embeds", "attention_mask"}
+            )
         self.model.config.use_cache = False  # keys and values are never asked for again
         self._fields = own_fields(described)
         self._must_hold(vocab, length)
@@ -125,9 +127,7 @@ class Transformers(TokenBackbone):
     @property
     def blocks(self) -> nn.ModuleList | None:
         """The model's layers, by which a learning rate may decay; None where they are not one row."""
-        count = getattr(self.model.config, "num_hidden_layers", None)
-        rows = (m for m in self.model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
-        return next(rows, None)
+        return blocks_of(self.model)
 
     @property
     def advice(self) -> str | None:
@@ -327,10 +327,11 @@ def model_of(described: Any, name: str, pretrained: bool, inputs: set[str]) -> t
     kind: Any = MODEL_MAPPING.get(type(described), None)
     kind = kind[0] if isinstance(kind, tuple) else kind
     asked = set() if kind is None else set(inspect.signature(kind.forward).parameters)
-    takes = inputs | {"attention_mask"} <= asked and kind.main_input_name in inputs
+    takes = inputs <= asked and kind.main_input_name in inputs
     # of several models with a config each, what is asked for in these goes past the checks of the fields
     if not takes or described.sub_configs:
-        what = "ids" if "input_ids" in inputs else "waveforms"
+        kinds = {"input_ids": "ids", "input_values": "waveforms", "pixel_values": "pictures or clips"}
+        what = next(told for name, told in kinds.items() if name in inputs)
         raise RequestError(
             f"backbone.name: {name} ({described.model_type}) is no model of {what} that can be taken apart"
         )
@@ -412,6 +413,13 @@ def _positions(model: Any) -> int | None:
         if isinstance(part, nn.Embedding) and part.padding_idx is not None and "position" in path:
             found.append(part.num_embeddings - part.padding_idx - 1)  # RoBERTa counts from behind this one
     return min((each for each in found if each is not None and each > 0), default=None)  # XLNet says -1: any number
+
+
+def blocks_of(model: Any) -> nn.ModuleList | None:
+    """A model's layers; None where they are not one row."""
+    count = getattr(model.config, "num_hidden_layers", None)
+    rows = (m for m in model.modules() if isinstance(m, nn.ModuleList) and len(m) == count)
+    return next(rows, None)
 
 
 @contextmanager

@@ -51,7 +51,7 @@ class TransformersFrames(FrameBackbone):
             described = described_by(name, config or {}, without_masks)
             if not {"conv_kernel", "conv_stride"} <= set(own_fields(described)):
                 raise RequestError(f"backbone.name: {name} ({described.model_type}) has no convolutions on a waveform")
-            self.model, self.receipt = model_of(described, name, pretrained, {"input_values"})
+            self.model, self.receipt = model_of(described, name, pretrained, {"input_values", "attention_mask"})
         self._fields = own_fields(described)
         for key, parameter in self.model.named_parameters():
             if key == "masked_spec_embed":  # some models have it at all times; objectives hide by a token of their own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import struct
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -31,22 +32,27 @@ class Heard(NamedTuple):
     rate: int
 
 
-def header(file: str) -> Heard:
-    """Raises BrokenSample for what is no audio, is empty or has a header that can't be right."""
-    with _opened(file) as sound:
+def header(file: str, content: bytes | None = None) -> Heard:
+    """content: what is in the file, where it is none of its own. Raises BrokenSample for what is no audio, is empty or
+    has a header that can't be right."""
+    with _opened(file, content) as sound:
         return Heard(sound.frames, sound.samplerate)
 
 
 def read_audio(
-    file: str, rate: int, longest: int | None = None, start: Callable[[int], int] = lambda spare: 0
+    file: str,
+    rate: int,
+    longest: int | None = None,
+    start: Callable[[int], int] = lambda spare: 0,
+    content: bytes | None = None,
 ) -> Tensor:
     """(1, n) float32 in [-1, 1]: the mean of the channels, `rate` values a second.
 
     longest: how many values are read at most. start: of a longer file, how many values there are to spare -> the one
-    to begin at; only what is needed is decoded. Raises BrokenSample for what is no audio, is empty, ends before its
-    header says, has a header that can't be right or holds values that are no numbers.
+    to begin at; only what is needed is decoded. content: as in `header`. Raises BrokenSample for what is no audio, is
+    empty, ends before its header says, has a header that can't be right or holds values that are no numbers.
     """
-    with _opened(file) as sound:
+    with _opened(file, content) as sound:
         up, down = ratio(sound.samplerate, rate)
         whole = -(-sound.frames * up // down)
         n = whole if longest is None else min(whole, longest)
@@ -65,12 +71,13 @@ def read_audio(
 
 
 @contextmanager
-def _opened(file: str) -> Iterator[Any]:
+def _opened(file: str, content: bytes | None) -> Iterator[Any]:
     """A file with its header read and judged; every fault of the file in the body becomes BrokenSample."""
     soundfile = library()
     try:
-        os.stat(file)  # libsndfile would not say that a file is not there
-        with soundfile.SoundFile(file) as sound:
+        if content is None:
+            os.stat(file)  # libsndfile would not say that a file is not there
+        with soundfile.SoundFile(file if content is None else io.BytesIO(content)) as sound:
             if not RATES[0] <= sound.samplerate <= RATES[1]:
                 raise ValueError(f"its header claims {sound.samplerate} values a second")
             if sound.channels > CHANNELS:
@@ -78,7 +85,8 @@ def _opened(file: str) -> Iterator[Any]:
             if sound.frames < 1:
                 raise ValueError("it holds no sound")
             if sound.format in ("WAV", "WAVEX"):
-                _whole(file)
+                with open(file, "rb") if content is None else io.BytesIO(content) as riff:
+                    _whole(riff)
             yield sound
     except (soundfile.SoundFileError, OSError, ValueError, struct.error) as error:
         raise BrokenSample(f"{file!r} can't be read: {_reason(error)}") from error
@@ -102,22 +110,21 @@ def library() -> Any:
     return soundfile
 
 
-def _whole(file: str) -> None:
+def _whole(riff: BinaryIO) -> None:
     """Raises ValueError where a RIFF file ends before its samples do, which libsndfile makes nothing of.
 
     The format (Microsoft, "Multimedia Programming Interface and Data Specifications 1.0", 1991): chunks of a name of
     four bytes, a little-endian 32-bit size and as many bytes, filled up to an even number.
     """
-    with open(file, "rb") as riff:
-        end, place = os.fstat(riff.fileno()).st_size, 12
-        while place + 8 <= end:
-            riff.seek(place)
-            name, size = struct.unpack("<4sI", riff.read(8))
-            if name == b"data":
-                if size not in UNKNOWN and place + 8 + size > end:
-                    raise ValueError(f"its header claims {size} bytes of sound, and {end - place - 8} are there")
-                return
-            place += 8 + size + size % 2
+    end, place = riff.seek(0, os.SEEK_END), 12
+    while place + 8 <= end:
+        riff.seek(place)
+        name, size = struct.unpack("<4sI", riff.read(8))
+        if name == b"data":
+            if size not in UNKNOWN and place + 8 + size > end:
+                raise ValueError(f"its header claims {size} bytes of sound, and {end - place - 8} are there")
+            return
+        place += 8 + size + size % 2
 
 
 # --- another rate -------------------------------------------------------------------------------------------

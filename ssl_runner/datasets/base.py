@@ -103,6 +103,7 @@ class Source:
     on_broken: Literal["skip", "stop"] = "skip"
     classes: tuple[str, ...] = ()  # what labels mean, where they are classes
     valued: bool = False  # whether labels are values to be predicted
+    paired: bool = False  # whether a sample has two inputs of one kind, and its label is of both
     tags: tuple[str, ...] = ()  # what the labels of single tokens mean, where samples have such
     facts: dict[str, Any]
 

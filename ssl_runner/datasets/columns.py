@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from ssl_runner.datasets.base import BrokenSample, Source
 from ssl_runner.datasets.folder import per_channel
 from ssl_runner.datasets.images import image_facts, quiet_pillow, read_image
 from ssl_runner.datasets.published import home
-from ssl_runner.datasets.reading import read_all
+from ssl_runner.datasets.reading import read_all, readable
 from ssl_runner.datasets.recordings import Rate, Seconds, SoundFiles
 from ssl_runner.datasets.text import CACHE
 from ssl_runner.datasets.tokenizer import Bytes, Kind, Tokenizer, bag
@@ -57,18 +57,23 @@ Item = str | File
 class Input:
     """All items of a column, each once, as samples.
 
-    facts: as of a Source. held: whether `all` gives them at once.
+    facts: as of a Source. whole: once ``hold`` was called, all items in memory, (M, ...) each, where they fit in there
+    and are of one size; what can't be used of them means nothing.
     """
 
     facts: dict[str, Any]
-    held = False
+    whole: View | None = None
+
+    def hold(self, on_broken: Literal["skip", "stop"]) -> Tensor:
+        """Decodes all items where there is room for them -> (M,) bool, which can be used.
+
+        Others are told in one warning; where nothing is held, what is broken is met later. Raises RunError as
+        ``readable`` does.
+        """
+        raise NotImplementedError
 
     def view(self, index: int) -> View:
         """One item, without a batch axis. Raises BrokenSample."""
-        raise NotImplementedError
-
-    def all(self) -> tuple[View, list[BrokenSample | None]]:
-        """All of them in memory, (M, ...) each, and what is broken of each: it is there, and means nothing."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -152,8 +157,8 @@ class TextColumn(Column):
     def understood(self, cell: Any, row: Row) -> Item:
         if isinstance(cell, File):
             try:
-                cell = opened(cell).read().decode("utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
+                cell = content_of(cell).decode("utf-8-sig")
+            except UnicodeDecodeError as error:
                 raise BrokenSample(f"{row.where}: its {self.column!r} is no text ({error})") from error
         text = cell.strip() if isinstance(cell, str) else ""
         if not text:
@@ -180,12 +185,12 @@ class TextColumn(Column):
 class Texts(Input):
     """length: in ids. trained: the arguments that give the tokenizer that was trained here; nothing for another."""
 
-    held = True
+    whole: View
 
     def __init__(self, items: Sequence[str], tokenizer: Tokenizer, length: int, trained: dict[str, Any]):
         self.tokenizer, self._length, self._trained = tokenizer, length, trained
         self.facts = tokenizer.facts(length)
-        self._view = self.encode(items)
+        self.whole = self.encode(items)
 
     def encode(self, texts: Sequence[str]) -> View:
         ids = torch.full((len(texts), self._length), self.tokenizer.pad, dtype=torch.int32)
@@ -195,13 +200,13 @@ class Texts(Input):
         return {"x": ids, "pad": ids == self.tokenizer.pad}
 
     def view(self, index: int) -> View:
-        return {name: tensor[index] for name, tensor in self._view.items()}
+        return {name: tensor[index] for name, tensor in self.whole.items()}
 
-    def all(self) -> tuple[View, list[BrokenSample | None]]:
-        return self._view, [None] * len(self._view["x"])
+    def hold(self, on_broken: Literal["skip", "stop"]) -> Tensor:
+        return torch.ones(len(self.whole["x"]), dtype=torch.bool)
 
     def name(self, index: int) -> str:
-        return self.spelled(self._view["x"][index : index + 1])[0]
+        return self.spelled(self.whole["x"][index : index + 1])[0]
 
     def raw(self, view: View) -> Tensor:
         return bag(view, self.tokenizer.vocab)
@@ -216,13 +221,19 @@ class Texts(Input):
 # --- files ------------------------------------------------------------------------------------------------------
 
 
-def opened(file: File) -> BinaryIO:
-    """Its bytes. Raises OSError."""
-    if file.size < 0:
-        return open(file.path, "rb")
-    with open(file.path, "rb") as archive:
-        archive.seek(file.start)
-        return io.BytesIO(archive.read(file.size))
+def content_of(file: File) -> bytes:
+    """Its bytes. Raises BrokenSample."""
+    try:
+        with open(file.path, "rb") as inside:
+            inside.seek(file.start)
+            return inside.read(file.size)
+    except OSError as error:
+        raise BrokenSample(f"{told(file)!r} can't be read: {error}") from error
+
+
+def told(file: File) -> str:
+    """What to call it in a message."""
+    return f"{file.path}:{file.name}" if file.name else file.path
 
 
 class FileColumn(Column):
@@ -256,8 +267,7 @@ class FileList:
         return File(path, start, size, bytes(self._names[index]).decode("utf-8", "surrogateescape"))
 
     def name(self, index: int) -> str:
-        file = self[index]
-        return f"{file.path}:{file.name}" if file.name else file.path
+        return told(self[index])
 
 
 class ImageColumn(FileColumn):
@@ -299,26 +309,29 @@ class Pictures(Input):
 
     def __init__(self, items: Sequence[File], facts: dict[str, Any], channels: Literal[1, 3], side: int | None):
         self._files, self.facts, self._channels, self._side = FileList(items), facts, channels, side
-        self.held = side is not None and len(items) * channels * side**2 <= HELD
 
     def view(self, index: int) -> View:
-        file, name = self._files[index], self._files.name(index)
-        try:
-            content = None if file.size < 0 else opened(file)
-        except OSError as error:
-            raise BrokenSample(f"{name!r} can't be read: {error}") from error
-        x = read_image(name, self._channels, content)
-        return {"x": x if self._side is None else boxed(x, self._side)}
+        return {"x": self._read(index) if self.whole is None else self.whole["x"][index]}
 
-    def all(self) -> tuple[View, list[BrokenSample | None]]:
-        assert self._side is not None
-        x = torch.zeros(len(self._files), self._channels, self._side, self._side, dtype=torch.uint8)
+    def _read(self, index: int) -> Tensor:
+        file = self._files[index]
+        content = None if file.size < 0 else io.BytesIO(content_of(file))
+        x = read_image(told(file), self._channels, content)
+        return x if self._side is None else boxed(x, self._side)
+
+    def hold(self, on_broken: Literal["skip", "stop"]) -> Tensor:
+        count, side = len(self._files), self._side
+        if side is None or count * self._channels * side**2 > HELD:
+            return torch.ones(count, dtype=torch.bool)
+        x = torch.zeros(count, self._channels, side, side, dtype=torch.uint8)
 
         def read(index: int) -> None:
-            x[index] = self.view(index)["x"]
+            x[index] = self._read(index)
 
         with quiet_pillow():
-            return {"x": x}, read_all(read, len(self._files))
+            faults = read_all(read, count)
+        self.whole = {"x": x}
+        return readable(faults, on_broken)
 
     def name(self, index: int) -> str:
         return self._files.name(index)
@@ -328,10 +341,11 @@ class Pictures(Input):
 
 
 class AudioColumn(FileColumn):
-    """Sounds, of files of their own.
+    """Sounds.
 
     rate: values a second, to which all are brought. seconds: length of a sample as a backbone sees it. longest: seconds
-    that are read of a file; of a longer one a stretch of so many, from a random place.
+    that are read of a file; of a longer one a stretch of so many, from a random place. All are decoded once and held in
+    memory where they take 1 GiB at most as float32.
     Raises RequestError where soundfile is missing.
     """
 
@@ -342,15 +356,28 @@ class AudioColumn(FileColumn):
             raise RequestError(f"longest={longest}: what is read of a file must be as long as a sample, {seconds}")
         self.rate, self.seconds, self.longest = rate, seconds, longest
 
-    def understood(self, cell: Any, row: Row) -> Item:
-        file = super().understood(cell, row)
-        if isinstance(file, File) and file.size >= 0:
-            raise RequestError(f"{row.where}: sounds are not read out of archives; unpack them, and take data=pairs")
-        return file
-
     def open(self, items: Sequence[File], train: Sequence[int]) -> Sounds:
-        files = SoundFiles("", [file.path for file in items], self.rate)
+        files = ListedSounds(items, self.rate)
         return Sounds(files, round(self.seconds * self.rate), round(self.longest * self.rate))
+
+
+class ListedSounds(SoundFiles):
+    """Sounds of files that may lie in archives."""
+
+    def __init__(self, files: Sequence[File], rate: int):
+        super().__init__("", [file.path for file in files], rate)
+        self._listed = FileList(files)
+
+    def name(self, index: int) -> str:
+        return self._listed.name(index)
+
+    def size(self, index: int) -> int:
+        size = self._listed[index].size
+        return super().size(index) if size < 0 else size
+
+    def content(self, index: int) -> bytes | None:
+        file = self._listed[index]
+        return None if file.size < 0 else content_of(file)
 
 
 class Sounds(Input):
@@ -362,6 +389,9 @@ class Sounds(Input):
 
     def view(self, index: int) -> View:
         return {"x": self._files.read(index, self._longest)}
+
+    def hold(self, on_broken: Literal["skip", "stop"]) -> Tensor:
+        return self._files.hold(on_broken)
 
     def name(self, index: int) -> str:
         return self._files.name(index)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Annotated, Any
+from typing import Annotated
 
 from annotated_types import Gt
 
-from ssl_runner.datasets.columns import ImageColumn, Row, TextColumn
-from ssl_runner.datasets.pairs import Paired, Shares
+from ssl_runner.datasets.captioned import Captioned
+from ssl_runner.datasets.columns import Row
+from ssl_runner.datasets.pairs import Shares
 from ssl_runner.datasets.published import folder_of, home, pack_and_unpack
 from ssl_runner.datasets.text import CACHE
 from ssl_runner.datasets.tokenizer import Kind
@@ -20,7 +21,7 @@ PLACES = [os.path.join(a, b) for a in (FOLDER, "emoji", "") for b in ("package",
 TABLE, PICTURES = "emoji.json", os.path.join("img", "google", "64")
 
 
-class Emoji(Paired):
+class Emoji(Captioned):
     """1,911 emoji: a picture of 64 x 64 pixels on white, and its name in lower case; classes are Unicode's ten groups.
 
     Emoji that differ in the colour of skin alone are there once. There is no official split: `val` and `test` are
@@ -51,17 +52,15 @@ class Emoji(Paired):
         folder_of(TITLE, pictures, [""], [each["image"] for each in listed], command)
         super().__init__(
             [
-                Row({"image": e["image"], "name": e["name"].lower(), "group": e["category"]}, e["unified"], pictures)
+                Row({"image": e["image"], "text": e["name"].lower(), "group": e["category"]}, e["unified"], pictures)
                 for e in listed
             ],
             root=root,
-            first=ImageColumn(column="image", size=size, whole=True),
-            second=TextColumn(column="name", length=length, tokenizer=tokenizer, vocab_size=vocab_size, cache=cache),
-            label="group",
+            size=size,
+            length=length,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
             val=val,
             test=test,
-            on_broken="stop",
+            cache=cache,
         )
-
-    def pinned(self) -> dict[str, Any]:
-        return super().pinned()["second"]

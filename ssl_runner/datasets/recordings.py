@@ -50,10 +50,18 @@ class SoundFiles:
     def name(self, index: int) -> str:
         return os.path.join(self.root, os.fsdecode(bytes(self._names[index])))
 
+    def size(self, index: int) -> int:
+        """Bytes of a file. Raises OSError."""
+        return os.path.getsize(self.name(index))
+
+    def content(self, index: int) -> bytes | None:
+        """What is in a file, where it is none of its own. Raises BrokenSample."""
+        return None
+
     def read(self, index: int, longest: int) -> Tensor:
         """(1, n) float32, n at most `longest`: of what is longer a stretch from a random place. Raises BrokenSample."""
         if self._values is None:
-            return read_audio(self.name(index), self.rate, longest, _somewhere)
+            return read_audio(self.name(index), self.rate, longest, _somewhere, self.content(index))
         end, length = int(self._ends[index]), self.length(index)
         spare = max(0, length - longest)
         first = end - length + _somewhere(spare)
@@ -63,7 +71,7 @@ class SoundFiles:
         """Values of a whole file. Raises BrokenSample."""
         if self._values is not None:
             return int(self._ends[index] - (self._ends[index - 1] if index else 0))
-        heard = header(self.name(index))
+        heard = header(self.name(index), self.content(index))
         up, down = ratio(heard.rate, self.rate)
         return -(-heard.frames * up // down)
 
@@ -77,7 +85,9 @@ class SoundFiles:
         if not self._fits():
             return usable
 
-        decoded = read_all(lambda index: read_audio(self.name(index), self.rate)[0], len(self))
+        decoded = read_all(
+            lambda index: read_audio(self.name(index), self.rate, content=self.content(index))[0], len(self)
+        )
         usable = readable(decoded, on_broken)
         kept = [each if isinstance(each, Tensor) else torch.zeros(0) for each in decoded]
         self._ends = torch.tensor([len(each) for each in kept], dtype=torch.int64).cumsum(0)
@@ -86,7 +96,7 @@ class SoundFiles:
 
     def _fits(self) -> bool:
         try:
-            if sum(os.path.getsize(self.name(n)) for n in range(len(self))) > CACHE:
+            if sum(self.size(n) for n in range(len(self))) > CACHE:
                 return False
         except OSError:  # a link to nothing: a broken sample
             pass

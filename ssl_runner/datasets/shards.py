@@ -21,7 +21,8 @@ class Shards(Paired):
     root: a .tar, a folder of them, or a folder with train, val and test, or train alone, which hold them.
     A sample is what of one archive has the same name up to the first dot behind the last slash; its columns are what
     comes behind that dot: `000017.jpg` and `000017.txt` give `000017` the columns jpg and txt. first, second: how they
-    are read (ssl_runner.datasets.columns). label_column: holds classes, as cls does.
+    are read (ssl_runner.datasets.columns): text, pictures, or sounds (wav, flac, ogg, mp3). label_column:
+    holds classes, as cls does.
 
     Archives are read where they lie, by the places of their members, which are looked up at each start; nothing is
     unpacked. Links and other members that are no plain files are passed over, and so are hidden files.

@@ -10,7 +10,8 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Gt
 
-from ssl_runner.datasets.columns import AudioColumn, ImageColumn, Row, TextColumn
+from ssl_runner.datasets.captioned import Captioned
+from ssl_runner.datasets.columns import AudioColumn, ImageColumn, Row
 from ssl_runner.datasets.pairs import Paired, Shares
 from ssl_runner.datasets.published import debian, folder_of, home
 from ssl_runner.datasets.recordings import Rate, Seconds
@@ -24,7 +25,7 @@ PLACES = [os.path.join(PACKAGE, INSIDE), INSIDE, "stamps", "", f"/{INSIDE}"]  # 
 SOME = [os.path.join("food", "fruit", f"{name}.{kind}") for name in ("banana", "strawberry") for kind in ("png", "txt")]
 
 
-class Stamps(Paired):
+class Stamps(Captioned):
     """785 pictures, brought to squares on white, each with a sentence; classes are the 16 top folders.
 
     root: holds tuxpaint-stamps-default/, as the Debian package of this name unpacks, or its usr/, or the stamps.
@@ -56,16 +57,14 @@ class Stamps(Paired):
         super().__init__(
             rows,
             root=root,
-            first=ImageColumn(column="image", size=size, whole=True),
-            second=TextColumn(column="text", length=length, tokenizer=tokenizer, vocab_size=vocab_size, cache=cache),
-            label="group",
+            size=size,
+            length=length,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
             val=val,
             test=test,
-            on_broken="stop",
+            cache=cache,
         )
-
-    def pinned(self) -> dict[str, Any]:
-        return super().pinned()["second"]
 
 
 class SpokenStamps(Paired):

@@ -78,7 +78,7 @@ class TextPairs(Source):
 
     labelled = False  # the labels are no classes
     valued = True
-    paired = True  # a sample has two inputs, and its label is of both
+    paired = True
 
     def __init__(
         self,

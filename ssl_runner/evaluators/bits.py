@@ -16,7 +16,7 @@ class Bits(Evaluator):
     """Scores of the test part's undisturbed samples: -log2 p of each id given those before it in its sample.
 
     Gives "bits_per_id", the mean over the ids that the objective predicts. Of the raw input it is that of counted pairs
-    of neighbours in the train part, with one more of each (Laplace), over all ids but the first of a sample.
+    of neighbours in what was learned from, with one more of each (Laplace), over all ids but the first of a sample.
     For data that is one long text see ssl_runner.evaluators.likelihood.
     """
 
@@ -51,8 +51,8 @@ def neighbours(view: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 
 
 def pairs(data: Any) -> Tensor:
-    """(V, V) float64: the share of each id behind each, by the train part's undisturbed samples."""
-    train = data.source.split("train")
+    """(V, V) float64: the share of each id behind each, by the undisturbed samples of what was learned from."""
+    train = data.source.split("pretrain")
     most = max(int(view["x"].max()) for part in (train, data.source.pretext("test")) for view, _ in data.plain(part))
     counts = torch.ones(most + 1, most + 1, dtype=torch.float64, device=data.device)
     for view, _ in data.plain(train):

@@ -42,7 +42,7 @@ class Similarity(Evaluator):
         return {"spearman": correlation(ranks(found), ranks(gold)), "pearson": correlation(found, gold)}
 
     def refusal(self, source: Any) -> str | None:
-        if not getattr(source, "paired", False) or not source.valued:
+        if not source.paired or not source.valued:
             return "needs pairs with a score each, and this data has none; use data=text_pairs"
         return None
 

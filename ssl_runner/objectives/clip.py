@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from ssl_runner.backbones.towers import Towers
 from ssl_runner.parts.gather import gather, rank
-from ssl_runner.types import Batch, Loss, Matching, View
+from ssl_runner.parts.space import Space
+from ssl_runner.types import Batch, Loss
 
 MOST = math.log(100)  # of the scale's logarithm
 
 
-class CLIP(Matching):
+class CLIP(Space):
     """Two encoders, a linear map of each into one space, and a symmetric cross-entropy that tells the pairs of a batch
     from all others (the pseudo-code "Numpy-like pseudocode for the core of an implementation of CLIP").
 
@@ -31,9 +32,6 @@ class CLIP(Matching):
     The batch that contrasts is the global one: rows of all ranks are negatives. Accumulating gradients adds none.
     """
 
-    views = 2
-    contrasts = True
-
     def __init__(
         self,
         backbone: Towers,
@@ -41,17 +39,8 @@ class CLIP(Matching):
         dim: Annotated[int, Gt(0)] = 512,
         temperature: Annotated[float, Ge(0.01)] = 0.07,
     ):
-        super().__init__()
-        self.backbone: Towers = backbone
-        self.first_map = nn.Linear(backbone.dim, dim, bias=False)
-        self.second_map = nn.Linear(backbone.second.dim, dim, bias=False)
+        super().__init__(backbone, dim)
         self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
-
-    def first(self, view: View) -> Tensor:
-        return F.normalize(self.first_map(self.backbone(**view)).float(), dim=1)
-
-    def second(self, view: View) -> Tensor:
-        return F.normalize(self.second_map(self.backbone.other(**view)).float(), dim=1)
 
     def forward(self, batch: Batch) -> Loss:
         a, b = batch["views"]

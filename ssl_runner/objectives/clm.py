@@ -53,13 +53,20 @@ class CLM(Likelihood):
         return F.pad(losses, (1, 0)).masked_fill(~told, 0.0), told
 
     def following(self, ids: Tensor, pad: Tensor | None = None) -> Tensor:
-        """(B, L) ids -> (B, V): the scores of the id behind the last that is not padding. Ids keep their places, so
-        padding has to be on the side where it was in training."""
+        """(B, L) ids -> (B, V): the scores of the id behind the last that is not padding.
+
+        Padding has to be on the side where it was in training. Where the last of a padded sample stands at the end, all
+        move to the left by one, and the first is dropped: in training nothing followed the last place, so that it never
+        learned to tell.
+        """
         ids = ids.long()
-        tokens = self.tokens(ids, pad, parts_of(ids, self.separator))
         last = torch.full_like(ids[:, 0], ids.shape[1] - 1)
         if pad is not None:
             last = torch.arange(ids.shape[1], device=ids.device).masked_fill(pad, 0).amax(1)
+            full = (last == ids.shape[1] - 1)[:, None]
+            ids, pad = torch.where(full, ids.roll(-1, 1), ids), torch.where(full, pad.roll(-1, 1), pad)
+            last = last - full[:, 0].long()
+        tokens = self.tokens(ids, pad, parts_of(ids, self.separator))
         return self.scores(tokens[torch.arange(len(ids), device=ids.device), last])
 
     def logits(self, ids: Tensor, pad: Tensor | None = None, part: Tensor | None = None) -> Tensor:
@@ -98,11 +105,12 @@ class CLM(Likelihood):
         """(B, P) ids, P > 0 -> (B, P + count): the same, gone on with. Drawn from torch's CPU generator.
 
         What follows a document's end is not learned: a sample that is there gets separators.
-        window: the most ids that the backbone reads at once. temperature: 0 takes the likeliest id each time.
+        window: how long samples are in training; one less is read at once, for the last place learned to tell none.
+        temperature: 0 takes the likeliest id each time.
         top_k, top_p: as `kept`.
         """
         for _ in range(count):
-            logits = self.following(ids[:, -window:]).float()
+            logits = self.following(ids[:, 1 - window :]).float()
             if temperature == 0:
                 drawn = logits.argmax(1, keepdim=True)
             else:

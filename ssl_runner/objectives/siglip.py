@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from ssl_runner.backbones.towers import Towers
 from ssl_runner.parts.gather import gather, rank
-from ssl_runner.types import Batch, Loss, Matching, View
+from ssl_runner.parts.space import Space
+from ssl_runner.types import Batch, Loss
 
 
-class SigLIP(Matching):
+class SigLIP(Space):
     """Two encoders, a linear map of each into one space, and for each first and second input of a batch the question
     whether they are a pair (Algorithm 1).
 
@@ -28,9 +29,6 @@ class SigLIP(Matching):
     All pairs of the global batch are asked about. Accumulating gradients adds none.
     """
 
-    views = 2
-    contrasts = True
-
     def __init__(
         self,
         backbone: Towers,
@@ -39,18 +37,9 @@ class SigLIP(Matching):
         scale: Annotated[float, Gt(0)] = 10.0,
         bias: float = -10.0,
     ):
-        super().__init__()
-        self.backbone: Towers = backbone
-        self.first_map = nn.Linear(backbone.dim, dim, bias=False)
-        self.second_map = nn.Linear(backbone.second.dim, dim, bias=False)
+        super().__init__(backbone, dim)
         self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
         self.bias = nn.Parameter(torch.tensor(bias))
-
-    def first(self, view: View) -> Tensor:
-        return F.normalize(self.first_map(self.backbone(**view)).float(), dim=1)
-
-    def second(self, view: View) -> Tensor:
-        return F.normalize(self.second_map(self.backbone.other(**view)).float(), dim=1)
 
     def forward(self, batch: Batch) -> Loss:
         a, b = batch["views"]

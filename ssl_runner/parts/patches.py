@@ -29,7 +29,8 @@ def patch_sizes(backbone: TokenBackbone, shape: tuple[int, ...]) -> tuple[int, i
 
 
 def normalised(patches: Tensor) -> Tensor:
-    """Each (B, L, P) patch minus its mean, over the root of its variance plus 1e-6. In fp32.
+    """Each (B, L, P) patch minus its mean, over the root of its variance, divided by P - 1 as in the code of MAE's
+    authors, plus 1e-6. In fp32.
 
     Raises RequestError for patches of one or two values, of which this leaves nothing, or nothing but signs.
     """
@@ -39,13 +40,13 @@ def normalised(patches: Tensor) -> Tensor:
             "own mean and deviation; set it to false"
         )
     patches = patches.float()
-    var, mean = torch.var_mean(patches, dim=2, keepdim=True, correction=0)
+    var, mean = torch.var_mean(patches, dim=2, keepdim=True)
     return (patches - mean) / (var + 1e-6).sqrt()
 
 
 def denormalised(values: Tensor, patches: Tensor) -> Tensor:
     """The inverse of `normalised`: (B, L, P) values with the mean and deviation of the patches they stand for."""
-    var, mean = torch.var_mean(patches.float(), dim=2, keepdim=True, correction=0)
+    var, mean = torch.var_mean(patches.float(), dim=2, keepdim=True)
     return values * (var + 1e-6).sqrt() + mean
 
 

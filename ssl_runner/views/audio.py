@@ -17,6 +17,7 @@ from ssl_runner.views.draws import Share, ascending, change_chosen, chosen, unif
 Seconds = Annotated[float, Gt(0)]
 Hertz = Annotated[float, Ge(0)]
 QUIET = 1e-10  # a power below which nothing is heard: its logarithm is still a number
+NEAR = 1 << 17  # values, 512 KiB: what a processor's core has near it, together with as much again
 
 
 class Gain(Transform):
@@ -143,7 +144,8 @@ class LogMel(Transform):
             )
         # no buffers: they follow from the config, and a half-precision model would round them
         self.bank = mel_filters(rate, self.size, mels, low, high, scale)
-        self.hann = torch.hann_window(self.width)
+        before = (self.size - self.width) // 2
+        self.hann = F.pad(torch.hann_window(self.width), (before, self.size - self.width - before))
         if not self.bank.any(0).all():
             raise RequestError(
                 f"LogMel: mels={mels}: some of so many bands lie between two frequencies of a transform of {self.size} "
@@ -163,17 +165,24 @@ class LogMel(Transform):
         x = view["x"]
         self.bank, self.hann = self.bank.to(x.device), self.hann.to(x.device)
         with torch.autocast(x.device.type, enabled=False):
-            signals = x.float().flatten(0, 1)
-            bins = torch.stft(
-                signals, self.size, self.hop, self.width, self.hann, pad_mode="reflect", return_complex=True
-            )
-            power = bins.real.square() + bins.imag.square()
-            mel = (self.bank.T @ power).clamp(min=QUIET).log()
+            signals = F.pad(x.float(), (self.size // 2, self.size // 2), mode="reflect").flatten(0, 1)
+            frames = signals.unfold(1, self.size, self.hop)
+            mel = torch.cat([self._bands(some) for some in frames.split(self._together(frames))])
+            mel = mel.clamp_(min=QUIET).log_()
         made = {**view, "x": mel.unflatten(0, x.shape[:2])}
         if "pad" in view:
             centres = torch.arange(mel.shape[-1], device=x.device) * self.hop
             made["pad"] = view["pad"][:, centres.clamp(max=x.shape[-1] - 1)]
         return made
+
+    def _bands(self, frames: Tensor) -> Tensor:
+        """(B, frames, size) -> (B, mels, frames), the power in each band."""
+        parts = torch.view_as_real(torch.fft.rfft(frames * self.hann)).square_()
+        return ((parts[..., 0] + parts[..., 1]) @ self.bank).transpose(1, 2)
+
+    def _together(self, frames: Tensor) -> int:
+        """How many signals are transformed at once: all, but on a processor so few that they stay in its cache."""
+        return len(frames) if frames.device.type != "cpu" else max(1, NEAR // frames[0].numel())
 
 
 def mel_filters(rate: int, size: int, mels: int, low: float, high: float, scale: Literal["htk", "slaney"]) -> Tensor:
@@ -317,11 +326,12 @@ class Standardize(Transform):
         """{"x": (B, C, ..., n) float} -> the same in float32."""
         x, there = view["x"].float(), _there(view)
         axes = tuple(range(1, x.ndim))
-        count = there.expand_as(x).sum(axes, keepdim=True).clamp(min=1)
+        count = there.sum(axes, keepdim=True).clamp(min=1) * (x[0].numel() // x.shape[-1])
         mean = (x * there).sum(axes, keepdim=True) / count
-        deviation = (((x - mean) * there).square().sum(axes, keepdim=True) / count).sqrt()
+        apart = (x - mean).mul_(there)
+        deviation = apart.flatten(1).norm(dim=1).view_as(mean) / count.sqrt()
         kept = {name: tensor for name, tensor in view.items() if name != "pad" or self.padded}
-        return {**kept, "x": (x - mean) * there / (deviation + 1e-6)}
+        return {**kept, "x": apart.div_(deviation + 1e-6)}
 
 
 def per_sample(values: Tensor, x: Tensor) -> Tensor:

@@ -40,6 +40,19 @@ class Window(Sizer):
             x, pad = x.gather(-1, place.expand(*x.shape[:-1], -1)), pad.gather(1, place.view(len(x), -1))
         return {**view, "x": x, "pad": pad} if self.padded else {**_without_pad(view), "x": x}
 
+    def one(self, view: View) -> View:
+        """{"x": (C, ..., n)} -> {"x": (C, ..., size)}, same dtype: a slice, where it came without padding."""
+        if "pad" in view:
+            return super().one(view)
+        x, length = view["x"], view["x"].shape[-1]
+        if length > self.size:
+            start = int(self.starts(torch.tensor([length - self.size])))
+            x = x[..., start : start + self.size]
+        elif length < self.size:
+            x = F.pad(x, (0, self.size - length))
+        made = {**view, "x": x}
+        return {**made, "pad": torch.arange(self.size) >= length} if self.padded else made
+
     def starts(self, room: Tensor) -> Tensor:
         """room: (B,) values that do not fit -> (B,) where each window begins."""
         return room // 2
