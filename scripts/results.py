@@ -45,7 +45,7 @@ VARIANTS = {
         ["backbone=resnet_tiny", "objective.block=2", "optim.lr=2.0e-3", "data.size=14"],
     )
 }
-LARGE = ("_cifar10", "_imagenet", "_wikipedia", "_openwebtext")  # names of recipes end with their data
+LARGE = ("_cifar10", "_imagenet", "_wikipedia", "_openwebtext", "_librispeech")  # names of recipes end with their data
 SCORES = ("knn/accuracy", "linear/accuracy")
 
 
