@@ -48,8 +48,8 @@ FAULTS: dict[int, list[Fault]] = {
             "        x = self.dropout(x)\n",
             "        torch.manual_seed(0)\n        x = self.dropout(x)\n",
             "ssl_runner/backbones/encoder.py",
-            "import torch.nn.functional as F\n",
-            "import torch\nimport torch.nn.functional as F\n",
+            "        tokens = self.dropout(tokens)\n",
+            "        torch.manual_seed(0)\n        tokens = self.dropout(tokens)\n",
         ),
         # 21: exclude self, keep the positive
         fault(
