@@ -35,8 +35,6 @@ SHOWN = (
     "bits/bits_per_id",
     "enhancement/si_sdr",
     "verification/eer",
-    "finetune/cer",
-    "finetune/wer",
 )
 """The figures of the table, where a recipe's evaluators give them."""
 
@@ -59,7 +57,7 @@ def contract(recipe: str, folder: Path) -> str | None:
     scores = sorted(metrics[metric] for metrics in found)
     margin = max(0.02, scores[-1] - scores[0])
     low, high = scores[0] - margin, scores[-1] + margin
-    if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer", "cer")):
+    if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer")):
         low, high = max(0.0, low), min(1.0, high)
     seconds = statistics.median(metrics["time/seconds"] for metrics in found)
     beside = [

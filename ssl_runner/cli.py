@@ -240,6 +240,8 @@ def _left_behind(config: dict[str, Any], hydra: Any) -> Iterator[str]:
     for root in (_conf(), *_config_dirs(sys.argv)):
         stated = _stated(root / "task", task)
         for group in sorted(typed & set(stated) & set(GROUPS)):
+            if not (isinstance(stated[group], dict) and isinstance(config[group], dict)):
+                continue  # one of them is nothing at all, as logger=none is
             says = f"note: the recipe {task} sets"
             if hydra.runtime.choices.get(group) == FROM_RUN:
                 yield f"{says} {group}: {stated[group]}, but {group} is now the run's"

@@ -462,6 +462,13 @@ def test_what_another_choice_has_no_place_for_is_left_out_and_said(ssl_run: Call
     assert code == 0, err
     assert "note: the recipe ts2vec sets data.name, for which your choice of data has no place: it is left out" in out
     assert "name" not in yaml.safe_load((tmp_path / "r" / "config.yaml").read_text())["data"]
+    # a recipe that takes a whole group away
+    (tmp_path / "own" / "task").mkdir(parents=True)
+    (tmp_path / "own" / "task" / "mine.yaml").write_text(
+        "# @package _global_\n# mine\ndefaults:\n  - ts2vec\n  - _self_\n\nname: mine\nlogger: null\n"
+    )
+    _, _, err = ssl_run("plan", "--config-dir", "own", "task=mine", *args, "logger=none")
+    assert "Traceback" not in err
     # what a person typed is never left out
     code, _, err = ssl_run("pretrain", "task=ts2vec", *args, "data.name=JapaneseVowels")
     assert code == 2
