@@ -99,12 +99,25 @@ def table(folder: Path) -> None:
                 print(f"| {recipe} | {figure} | {' | '.join(cells)} | {seconds:.0f} |")
     if missing:
         print(f"\nNot measured over three seeds: {', '.join(missing)}.")
+    for recipe in small():
+        told_by_name(recipe, measured(recipe, folder) or [])
     print(
         f"\nMeasured {time.strftime('%Y-%m-%d')} on {about['cpu_cores']} cores of {about['processor']}, "
         f"torch {about['packages']['torch']}, one run on each core:\n\n"
         "    SSL_RUNNER_DATA=DATA python scripts/bands.py run DIR\n"
         "    python scripts/bands.py table DIR > docs/recipes.md"
     )
+
+
+def told_by_name(recipe: str, found: list[dict[str, float]]) -> None:
+    """The share of each class that is told rightly without an example of any, where a recipe gives it."""
+    shares = [key for key in (found or [{}])[0] if re.fullmatch(r"zero_shot/class/[^/]+", key)]
+    if shares:
+        print(f"\n{recipe}, classes told by their names alone: the share of the test part's that is told rightly\n")
+        print("| class | pretrained | untrained | by chance |\n|---|---|---|---|")
+        for key in shares:
+            cells = [_cell([m.get(f"{key}{suffix}") for m in found]) for suffix in ("", "/untrained", "/raw")]
+            print(f"| {key.rpartition('/')[2]} | {' | '.join(cells)} |")
 
 
 def _cell(values: list[float | None]) -> str:
