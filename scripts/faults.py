@@ -40,7 +40,7 @@ BROKEN = ("NameError", "ImportError", "ModuleNotFoundError", "SyntaxError", "Ind
 
 def copied(folder: Path) -> None:
     """The project as it is in this checkout, importable from `folder`."""
-    for name in ("ssl_runner", "conf", "tests", "scripts"):
+    for name in ("ssl_runner", "hydra_plugins", "conf", "tests", "scripts"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
     for path in ROOT.glob("*.*"):
         if path.is_file():
@@ -73,7 +73,7 @@ def faulty(folder: Path, one: Fault) -> Iterator[None]:
 @contextlib.contextmanager
 def only(folder: Path, tests: tuple[str, ...]) -> Iterator[None]:
     """Within it the copy has the objectives that the contract is asked about alone, since its ranks train all."""
-    cases = [re.search(r"test_contract.*\[(\w+)-", test) for test in tests]
+    cases = [re.search(r"(?:test_contract|test_strategies).*\[(\w+)-", test) for test in tests]
     wanted = {found[1] for found in cases if found}
     aside = [p for p in (folder / "conf/objective").glob("*.yaml") if wanted and p.stem not in wanted]
     for path in aside:

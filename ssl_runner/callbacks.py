@@ -36,41 +36,71 @@ class AtomicIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+"""By which a run is asked to stop: by a person, by a system that shuts down, and by SLURM ahead of a time limit."""
+
+
 class Checkpoints(pl.Callback):
-    """Saves last.ckpt every so many steps, at the end and on a signal; best.ckpt when validation improved.
+    """Saves last.ckpt every so many steps, before a validation, at the end and on a signal; best.ckpt when validation
+    improved.
 
     every: optimiser steps. monitor: "-val/loss" (lower is better) or "val/accuracy".
-    On SIGINT or SIGTERM the batch in hand is finished, last.ckpt saved, and Stopped raised.
+    On a signal the optimiser step in hand is finished, last.ckpt saved, and Stopped raised; a validation in hand is
+    broken off, for last.ckpt is of its step. A run that goes on from there begins with that validation.
     """
 
     def __init__(self, folder: Path, *, every: int, monitor: str, config: Mapping[str, Any]):
         self.folder, self.every, self.monitor = folder, every, monitor
         self.config = json.dumps(config)
         self.best = float("-inf")
+        self.unvalidated = False  # whether a validation of the step that was saved is still to come
         self._signal: int | None = None
         self._handlers: dict[int, Any] = {}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if threading.current_thread() is threading.main_thread():
-            self._handlers = {s: signal.signal(s, self._remember) for s in (signal.SIGINT, signal.SIGTERM)}
+            self._handlers = {s: signal.signal(s, self._remember) for s in SIGNALS}
+        if self.unvalidated:
+            loop = trainer.fit_loop.epoch_loop.val_loop
+            loop.restarting, trainer.validating = False, True
+            loop.run()
+            trainer.training = True
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        # When a data worker dies, torch raises an error from this signal, wherever the process is: inside autograd that
+        # aborts it. Without the signal it raises the same when it next waits for that worker.
+        if self._handlers and signal.getsignal(signal.SIGCHLD) != signal.SIG_DFL:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
     def _remember(self, signum: int, frame: Any) -> None:
         if self._signal is None and sys.stderr.isatty():
-            print(f"\n{signal.Signals(signum).name}: saving a checkpoint after this batch ...", file=sys.stderr)
+            print(f"\n{signal.Signals(signum).name}: saving a checkpoint after this step ...", file=sys.stderr)
         self._signal = signum
+
+    def _stopping(self, trainer: pl.Trainer) -> bool:
+        stop = self._signal is not None
+        return trainer.strategy.reduce_boolean_decision(stop, all=False) if trainer.world_size > 1 else stop
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if (batch_idx + 1) % trainer.accumulate_grad_batches:
             return  # gradients of a part of a step are in no checkpoint
-        stop = self._signal is not None
-        if trainer.world_size > 1:
-            stop = trainer.strategy.reduce_boolean_decision(stop, all=False)
-        if stop or trainer.global_step % self.every == 0 or batch_idx + 1 == trainer.num_training_batches:
+        stop = self._stopping(trainer)
+        self.unvalidated = (batch_idx + 1) % trainer.val_check_batch == 0  # type: ignore[operator]
+        last = batch_idx + 1 == trainer.num_training_batches
+        if stop or last or self.unvalidated or trainer.global_step % self.every == 0:
+            pl_module.log_step(batch_idx)
             self._save(trainer, pl_module, runs.LAST)
         if stop:
             raise Stopped(self._signal or signal.SIGTERM)
 
+    def on_validation_batch_end(
+        self, trainer: pl.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        if self._stopping(trainer):
+            raise Stopped(self._signal or signal.SIGTERM)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self.unvalidated = False
         sign, name = (-1, self.monitor[1:]) if self.monitor.startswith("-") else (1, self.monitor)
         value = sign * pl_module.val_metrics.get(name, float("nan"))
         if value > self.best:
@@ -82,7 +112,8 @@ class Checkpoints(pl.Callback):
         trainer.save_checkpoint(self.folder / name)
 
     def on_save_checkpoint(self, trainer: pl.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
-        checkpoint["config"] = self.config
+        checkpoint["config"], checkpoint["ranks"] = self.config, trainer.world_size
+        checkpoint["rows"] = sum(len(each.table.rows) for each in trainer.loggers if isinstance(each, TableLogger))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._restore()
@@ -96,10 +127,10 @@ class Checkpoints(pl.Callback):
         self._handlers = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self.best}
+        return {"best": self.best, "unvalidated": self.unvalidated}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best = state_dict["best"]
+        self.best, self.unvalidated = state_dict["best"], state_dict["unvalidated"]
 
 
 class TableLogger(Logger):
@@ -123,6 +154,50 @@ class TableLogger(Logger):
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """The config is in config.yaml."""
+
+
+class Outside(Logger):
+    """A logger beside metrics.csv, whose failure ends no run: it is told once, and the logger left alone from then on.
+
+    A server may be down, refuse a key, or be full; the run has its figures in metrics.csv whatever becomes of it.
+    """
+
+    def __init__(self, inner: Logger):
+        super().__init__()
+        self.inner: Logger | None = inner
+
+    @property
+    def name(self) -> str | None:
+        return self.inner.name if self.inner is not None else ""
+
+    @property
+    def version(self) -> int | str | None:
+        return self.inner.version if self.inner is not None else ""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        self._try("log_metrics", dict(metrics), step)
+
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The config is in config.yaml, and handed to what wants it when that is made."""
+
+    def save(self) -> None:
+        self._try("save")
+
+    def finalize(self, status: str) -> None:
+        self._try("finalize", status)
+
+    def _try(self, what: str, *args: Any) -> None:
+        if self.inner is None:
+            return
+        try:
+            getattr(self.inner, what)(*args)
+        except Exception as error:  # whatever it is: no logger is worth a run
+            print(
+                f"warning: {type(self.inner).__name__} fails ({type(error).__name__}: {error}); the run goes on "
+                "without it, and metrics.csv has every figure",
+                flush=True,
+            )
+            self.inner = None
 
 
 class Display(pl.Callback):

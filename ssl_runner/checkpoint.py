@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import pickle
+import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,26 +13,24 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ssl_runner import runs
 from ssl_runner.errors import RequestError
+
+AVERAGED = "/"
+"""Stands for the dots in the names of averaged weights, which are buffers of the learner's `average`."""
 
 
 def save_checkpoint(content: Mapping[str, Any], path: Path) -> None:
-    """Writes beside the target, then renames: whoever is killed here leaves the old file whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "wb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    """Written beside the target, brought to the disk, then renamed: see ssl_runner.runs.replacing."""
+    with runs.replacing(path) as file:
+        torch.save(dict(content), file)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
-    """A .ckpt as plain tensors and containers. Raises RequestError naming it if it is corrupt or would run code."""
+    """A .ckpt as plain tensors and containers. Raises RequestError naming it if it is corrupt or would run code, and
+    where it would take more memory than it has bytes."""
     try:
+        _as_large_as_it_says(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise RequestError(f"{path}: no such checkpoint") from None
@@ -49,18 +47,25 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return content
 
 
+def _as_large_as_it_says(path: Path) -> None:
+    """Raises ValueError for an archive that unpacks to more than it is. torch.save packs nothing, and torch.load would
+    unpack; what it reads of the format before 2020 is allocated by what the file claims."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(each.compress_type != zipfile.ZIP_STORED for each in members):
+        raise ValueError("it is compressed, as no checkpoint is")
+    if sum(each.file_size for each in members) > path.stat().st_size:
+        raise ValueError("its parts are larger than the file")
+
+
 def save_backbone(backbone: nn.Module, path: Path, config: Mapping[str, Any]) -> None:
     """backbone.safetensors: the weights, with the run's whole config as metadata."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: value.detach().cpu().contiguous().clone() for name, value in backbone.state_dict().items()}
-    try:
-        save_file(tensors, str(temporary), metadata={"config": json.dumps(config), "format": "pt"})
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    content = save(tensors, metadata={"config": json.dumps(config), "format": "pt"})
+    with runs.replacing(path) as file:
+        file.write(content)
 
 
 def read_backbone(path: Path) -> dict[str, Tensor]:
@@ -74,10 +79,20 @@ def read_backbone(path: Path) -> dict[str, Tensor]:
         except (SafetensorError, OSError) as error:
             raise RequestError(f"{path}: can't be read as safetensors ({error})") from None
     state = load_checkpoint(path).get("state_dict")
-    prefix = "objective.backbone."
     if not isinstance(state, dict):
         raise RequestError(f"{path}: holds no state_dict")
-    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    prefix = "backbone."
+    return {k.removeprefix(prefix): v for k, v in objective_weights(state).items() if k.startswith(prefix)}
+
+
+def objective_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """An objective's state_dict out of its learner's: with averaged weights in place of the last ones, where there are
+    some. They are what is evaluated and kept."""
+    found = {k.removeprefix("objective."): v for k, v in state.items() if k.startswith("objective.")}
+    averaged = {k.removeprefix("average."): v for k, v in state.items() if k.startswith("average.")}
+    # a weight may have several names
+    instead = {found[k.replace(AVERAGED, ".")].data_ptr(): value for k, value in averaged.items()}
+    return {name: instead.get(value.data_ptr(), value) for name, value in found.items()}
 
 
 @dataclass(frozen=True)

@@ -8,13 +8,15 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ssl_runner.errors import RequestError, RunError, Stopped, nearest
+from ssl_runner.errors import RequestError, RunError, Stopped, explained, nearest
 
 HELP = """\
 ssl-run: self-supervised learning, config-driven: pretrain, finetune, evaluate
@@ -29,22 +31,29 @@ usage: ssl-run VERB [GROUP=CHOICE] [KEY=VALUE] ... [HYDRA FLAGS]
   plan +task=simclr         train nothing: sizes, steps, memory, and a picture of the views
   verify +task=simclr       run a recipe and say whether its score fell where the recipe promises
   list [GROUP]              the choices of every config group, a line each
-  resume RUN                go on exactly where a stopped run was
+  resume RUN                go on exactly where a stopped run was; device.KEY=VALUE and workers=N may be others
   compare DIR ...           a leaderboard of the runs below folders, over their seeds; metric=knn/accuracy,
                             format=markdown, csv or latex
+  pack SRC DST              a folder of images as tar shards, with checksums; data=audio for recordings;
+                            shard=256 (MB); format=memmap size=64 for arrays on disk; data=cifar10 DST for other data
 
-groups: task data views backbone objective optim schedule evaluators precision device logger
+groups: task data views backbone objective optim schedule evaluators online precision device logger; for sweeps
+        launcher hparams_search
 keys:   seed duration batch_size accumulate clip workers ahead labels log_every validate_every checkpoint_every
+        engine.average engine.compile engine.checkpointing engine.find_lr engine.find_accumulate
         trust, and every argument of a choice: objective.temperature=0.2, optim.lr=0.1, device.devices=2
-flags:  -m (one run per combination: seed=1,2 optim.lr=0.1,0.3)   --cfg job (print the config, run nothing)
+flags:  -m (one run per combination: seed=1,2 optim.lr=0.1,0.3; launcher=joblib launcher.jobs=2 for two at a time;
+        hparams_search=optuna to search; the same command again runs what is missing)
+        --cfg job (print the config, run nothing)
         --config-dir DIR (your own groups)   --shell-completion install=bash   --hydra-help
         hydra.run.dir=DIR (where the run is written; default outputs/VERB/NAME/DATE_TIME)
 
-exit codes: 0 done, 2 the request was wrong, 1 it failed, 130 and 143 stopped by a signal after saving
+exit codes: 0 done, 2 the request was wrong, 1 it failed, 128 + signal stopped after saving (130 Ctrl-C, 143 SIGTERM,
+            138 and 140 SIGUSR1 and SIGUSR2: under SLURM these also queue the job again)
 """
 
 VERBS = ("pretrain", "finetune", "evaluate", "run", "plan", "verify")
-PLAIN = ("list", "resume", "compare")  # verbs that compose no config
+PLAIN = ("list", "resume", "compare", "pack")  # verbs that compose no config
 GROUPS = [
     "task",
     "data",
@@ -54,42 +63,93 @@ GROUPS = [
     "optim",
     "schedule",
     "evaluators",
+    "online",
     "precision",
     "device",
     "logger",
+    "launcher",
+    "hparams_search",
 ]  # in the order in which a person chooses
 
 
 def main() -> None:
     """The console script."""
-    signal.signal(signal.SIGTERM, _terminate)
+    for each in (signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(each, partial(_terminate, os.getpid()))
+    if "SSL_RUNNER_ATTENDED" in os.environ:
+        from ssl_runner.launchers import attend
+
+        attend()
     sys.exit(answer(sys.argv))
 
 
 def answer(argv: list[str]) -> int:
     """Does what argv asks for, returns the exit code. Changes argv in place: Lightning starts other ranks with it."""
     try:
-        return _dispatch(argv)
-    except RequestError as error:
-        return _fail(2, error)
-    except RunError as error:
-        return _fail(1, error)
+        return dispatch(argv)
     except Stopped as stop:
-        print(f"stopped by {signal.Signals(stop.signum).name}; a checkpoint was saved", file=sys.stderr)
-        return 128 + stop.signum
+        return _stopped(stop.signum)
     except KeyboardInterrupt:
         return _fail(130, "stopped")
     except Exception as error:
-        told = _hydra_fault(error)
-        if told is not None:
-            return _fail(2, told)
-        traceback.print_exc()
-        return 1
+        return failed(error)
 
 
-def _terminate(signum: int, frame: Any) -> None:
-    """SIGTERM outside of training, where there is nothing to save."""
+def failed(error: Exception) -> int:
+    """Tells a person of it, and gives its exit code."""
+    if isinstance(error, RequestError | RunError):
+        return _fail(2 if isinstance(error, RequestError) else 1, error)
+    told = _hydra_fault(error)
+    if told is not None:
+        return _fail(2, told)
+    told = explained(error)
+    if told is not None:
+        return _fail(1, told)
+    traceback.print_exc()
+    return 1
+
+
+def _stopped(signum: int) -> int:
+    """The other ranks end without a word, and without an exit code for which a launcher would kill rank 0 too."""
+    from ssl_runner import runs
+
+    if not runs.is_main():
+        return 0
+    print(f"stopped by {signal.Signals(signum).name}; a checkpoint was saved", file=sys.stderr)
+    _requeue(signum)
+    return 128 + signum
+
+
+def _terminate(main: int, signum: int, frame: Any) -> None:
+    """A signal outside of training, where there is nothing to save. main: the process that answers it: SLURM sends it
+    to data workers as well."""
+    if os.getpid() == main:
+        _requeue(signum)
+    elif signum != signal.SIGTERM:
+        return
     sys.exit(128 + signum)
+
+
+def _requeue(signum: int) -> None:
+    """Has SLURM queue this job again, where it warned of the time limit, as `sbatch --signal` asks it to.
+
+    A job that is cancelled or preempted gets SIGTERM, and SLURM does itself what is to be done then. Whether a job may
+    be queued again is for scontrol to say.
+    """
+    from ssl_runner import runs
+
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None or signum not in (signal.SIGUSR1, signal.SIGUSR2) or not runs.is_main():
+        return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}"
+    try:
+        asked = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True, timeout=60)
+        refusal = asked.stderr.strip() or f"exit code {asked.returncode}" if asked.returncode else ""
+    except (OSError, subprocess.TimeoutExpired) as error:
+        refusal = str(error)
+    told = f"can't be queued again by scontrol: {refusal}" if refusal else "is queued again"
+    print(f"SLURM job {job} {told}", file=sys.stderr, flush=True)
 
 
 def _fail(code: int, message: object) -> int:
@@ -100,7 +160,7 @@ def _fail(code: int, message: object) -> int:
     return code
 
 
-def _dispatch(argv: list[str]) -> int:
+def dispatch(argv: list[str]) -> int:
     if "--shell-completion" in argv[1:] or "-sc" in argv[1:]:
         return _complete(argv)
     # another rank of a run gets the argv that was rewritten below
@@ -119,6 +179,8 @@ def _dispatch(argv: list[str]) -> int:
         return _resume(argv[2:])
     if verb == "compare":
         return _compare(argv[2:])
+    if verb == "pack":
+        return _pack(argv[2:])
     if verb not in VERBS:
         raise RequestError(f"{verb}: no such verb{nearest(verb, (*VERBS, *PLAIN))}")
     if {"-h", "--help"} & set(argv[2:]):
@@ -135,23 +197,29 @@ def _dispatch(argv: list[str]) -> int:
 def _hydra(argv: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come to `answer`, instead of being printed and lost in exit code 1
     import hydra
+    from hydra.core.plugins import Plugins
 
+    from hydra_plugins.ssl_runner import Sweep
+
+    Plugins.instance().register(Sweep)  # an editable checkout's plugins are not found by looking for them
     codes: list[int] = []
 
     def job(cfg: Any) -> dict[str, float] | None:
-        """Hydra would print its own words about a failed job, so failures end here; the rest of a sweep goes on."""
+        """Hydra would print its own words about a failed job, so failures end here."""
         try:
             return _job(cfg)
-        except (RequestError, RunError) as error:
-            codes.append(_fail(2 if isinstance(error, RequestError) else 1, error))
-        except Exception:
-            traceback.print_exc()
-            codes.append(1)
+        except Exception as error:
+            codes.append(failed(error))
         return None
 
     before, sys.argv = sys.argv, argv
     try:
         hydra.main(version_base="1.3", config_path="pkg://ssl_runner.conf")(job)()
+    except OSError as error:  # of Hydra, which makes the run's folder before `job` is called
+        if error.errno is None:
+            raise  # its own error for a missing choice, which is of this kind
+        told = f"{error.filename}: can't be written to ({error.strerror}); name another hydra.run.dir"
+        raise RequestError(told) from None
     finally:
         sys.argv = before
     return next(iter(codes), 0)
@@ -162,17 +230,19 @@ def _job(cfg: Any) -> dict[str, float]:
     from hydra.core.hydra_config import HydraConfig
 
     from ssl_runner import runs
-    from ssl_runner.config import check, plain
 
-    config = plain(cfg)
-    notes = list(_left_behind(config, HydraConfig.get()))
-    check(config)
+    config, notes = checked(cfg)
     for note in notes:
         print(note)
+    if config.pop("hparams_search"):
+        raise RequestError("hparams_search: is for sweeps; add -m")
+    typed = next((o for o in HydraConfig.get().overrides.task if re.match(r"\+*launcher\b", o)), None)
+    if config.pop("launcher") and typed is not None:
+        raise RequestError(f"{typed.lstrip('+')}: is for sweeps; add -m")
     folder = Path(HydraConfig.get().runtime.output_dir)
-    later = {}
-    if config["stage"] == "pretrain" or _in_a_row(config):
-        later = _later(config, folder)
+    if runs.started_together() and not any(o.startswith("hydra.run.dir=") for o in HydraConfig.get().overrides.hydra):
+        raise RequestError("hydra.run.dir: processes that torchrun or SLURM starts need one folder for all; name it")
+    later = stages_of(config, folder)
     if config["stage"] == "plan":
         from ssl_runner.plan import plan
 
@@ -188,6 +258,26 @@ def _job(cfg: Any) -> dict[str, float]:
         if runs.is_main():
             runs.release(folder)
         raise
+
+
+def checked(cfg: Any) -> tuple[dict[str, Any], list[str]]:
+    """A composed config as plain values, without what has no place in it, and what is to be said about that. Raises
+    RequestError with all its faults."""
+    from hydra.core.hydra_config import HydraConfig
+
+    from ssl_runner.config import check, plain
+    from ssl_runner.trust import check_secrets
+
+    config = plain(cfg)
+    check_secrets(config)
+    notes = list(_left_behind(config, HydraConfig.get()))
+    check(config)
+    return config, notes
+
+
+def stages_of(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
+    """The configs of the stages of a run of several, by their folder's name."""
+    return _later(config, folder) if config["stage"] == "pretrain" or _in_a_row(config) else {}
 
 
 def _in_a_row(config: dict[str, Any]) -> bool:
@@ -218,16 +308,21 @@ def _later(config: dict[str, Any], folder: Path) -> dict[str, dict[str, Any]]:
     if config["stage"] == "pretrain" and getattr(get_class(config["data"]["_target_"]), "labelled", None) is False:
         return {}
     backbone = str((folder / "pretrain").absolute())
-    finetune = following("finetune", config, backbone)
+    finetune = _of_run(following("finetune", config, backbone))
     check(finetune, prefix="finetune.")
     if config["stage"] == "pretrain":
         return {}
-    evaluate = following("evaluate", config, backbone)
+    evaluate = _of_run(following("evaluate", config, backbone))
     return {
         "pretrain": {**config, "stage": "pretrain", "evaluators": {}},
         "finetune": finetune,
         "evaluate": evaluate,
     }
+
+
+def _of_run(config: dict[str, Any]) -> dict[str, Any]:
+    """Without what is for sweeps."""
+    return {key: value for key, value in config.items() if key not in ("launcher", "hparams_search")}
 
 
 def _left_behind(config: dict[str, Any], hydra: Any) -> Iterator[str]:
@@ -278,22 +373,42 @@ def _resume(args: Sequence[str]) -> int:
     from ssl_runner.config import check
     from ssl_runner.trust import check_trust
 
-    folders = [a for a in args if not a.startswith("trust=")]
+    moved = {a.partition("=")[0]: a.partition("=")[2] for a in args if re.match(r"(device\.\w+|workers)=", a)}
+    folders = [a for a in args if not a.startswith("trust=") and a.partition("=")[0] not in moved]
     if len(folders) != 1:
-        raise RequestError("resume takes one run folder, and at most trust=[your_package] beside it")
+        raise RequestError(
+            "resume takes one run folder, and beside it trust=[your_package], device.KEY=VALUE and workers=N alone: "
+            "all else is as the run began"
+        )
     folder = Path(folders[0].rstrip("/"))
     if not folder.is_dir():
         raise RequestError(f"{folder}: no such run folder")
-    config = runs.read_config(folder)
-    parts = [folder / name for name in ("pretrain", "finetune", "evaluate")] if _in_a_row(config) else []
-    for path, stored in ((folder, config), *((part, runs.read_config(part)) for part in parts)):
+
+    def judged(path: Path) -> dict[str, Any]:
+        stored = runs.read_config(path)
         check_trust({k: v for k, v in stored.items() if k != "trust"}, str(path / runs.CONFIG), _trusted(args))
         check(stored)
+        for key, value in moved.items():
+            node, name = (stored["device"], key.partition(".")[2]) if "." in key else (stored, key)
+            node[name] = runs.parse(value)
+        check(stored)
+        return stored
+
+    config = judged(folder)
+    parts = ("pretrain", "finetune", "evaluate") if _in_a_row(config) else ()
+    configs = {folder: config} | {folder / name: judged(folder / name) for name in parts}
     done = runs.read_metrics(folder)
     if done is not None:
         print(f"{folder}: finished already; its figures are in {folder / runs.METRICS}")
         return 0
-    _stage(config["stage"])(config, folder)
+    runs.writable(folder)
+    if moved and runs.is_main():
+        for path, stored in configs.items():
+            runs.write(path / runs.CONFIG, runs.dump(stored))
+    from ssl_runner import jobs
+
+    with jobs.attended(folder):
+        _stage(config["stage"])(config, folder)
     return 0
 
 
@@ -313,6 +428,13 @@ def _compare(args: Sequence[str]) -> int:
     return 0
 
 
+def _pack(args: Sequence[str]) -> int:
+    from ssl_runner import pack
+
+    print(pack.run(args), end="")
+    return 0
+
+
 def _rewritten(verb: str, args: Sequence[str]) -> list[str]:
     """What a person types -> what Hydra takes.
 
@@ -328,6 +450,13 @@ def _rewritten(verb: str, args: Sequence[str]) -> list[str]:
     elif any(each.startswith("++from=") for each in found):
         found = _go_on(found, [_conf(), *_config_dirs(args)])
     return [*flags, *found]
+
+
+def overriding(key: str, value: Any) -> str:
+    """A value, or a group's choice, as Hydra takes it."""
+    from ssl_runner.compose import quoted
+
+    return _override(f"{key}={quoted(value)}", set(GROUPS) | _own_groups(sys.argv))
 
 
 def _flags_first(args: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -428,7 +557,10 @@ def _origin(name: str, parts: Sequence[str], args: Sequence[str]) -> tuple[dict[
     from ssl_runner.trust import check_trust
 
     origin = runs.find(name)
-    check_trust({key: origin.config.get(key) for key in parts}, name, _trusted(args))
+    handed_on = ("name", "seed")
+    check_trust({key: origin.config.get(key) for key in (*parts, *handed_on)}, name, _trusted(args))
+    if not re.fullmatch(r"\w[\w .+-]*", str(origin.config.get("name", "x"))):
+        raise RequestError(f"{name}: its config has a name that can't be one of a folder, {origin.config['name']!r}")
     nodes = compose.offer(origin.config)
     path = origin.weights if origin.weights.name != runs.BACKBONE else origin.weights.parent
     return origin.config, nodes, f"++from={compose.quoted(str(path.absolute()))}"

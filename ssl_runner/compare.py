@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ssl_runner import report, runs
+from ssl_runner import jobs, report, runs
 from ssl_runner.errors import RequestError, nearest
 
 FORMATS = ("terminal", "markdown", "csv", "latex")
@@ -23,11 +23,26 @@ UNTOLD = ("train/", "val/", "speed/", "time/")
 
 
 class Run(NamedTuple):
-    """A run folder, and its figures, None if it has not finished."""
+    """A run folder, and its figures, None if it has not finished.
+
+    failure: how a job of a sweep failed, was killed, or was pruned. chosen_by: the figures of the search it is of.
+    """
 
     folder: Path
     config: dict[str, Any]
     metrics: dict[str, float] | None
+    failure: dict[str, Any] | None = None
+    chosen_by: tuple[str, ...] = ()
+
+    @property
+    def note(self) -> str | None:
+        """What is to be said of it, where it gives no figures or has broken its promise."""
+        if self.failure is not None:
+            kind, error = self.failure["kind"], str(self.failure["error"]).partition("\n")[0]
+            return f"{self.folder}: {error if error.startswith(kind) else f'{kind}: {error}'}"
+        if self.metrics is None:
+            return f"{self.folder}: not finished; go on by `ssl-run resume {self.folder}`"
+        return None
 
 
 class Row(NamedTuple):
@@ -71,12 +86,15 @@ def find(roots: Sequence[Path]) -> list[Run]:
             raise RequestError(f"{root}: holds no run; give a run folder, a sweep's folder, or one above them")
         for folder in inside:
             if not any(above in found for above in folder.resolve().parents):
-                found[folder.resolve()] = Run(folder, runs.read_config(folder), runs.read_metrics(folder))
+                job = jobs.read_job(folder) or {}
+                figures, failure = runs.read_metrics(folder), jobs.read_failure(folder)
+                config = runs.read_config(folder)
+                found[folder.resolve()] = Run(folder, config, figures, failure, tuple(job.get("metrics", ())))
     return list(found.values())
 
 
 def leaderboard(found: Sequence[Run], metric: str | None = None) -> tuple[list[Row], str]:
-    """Rows, the best first, and the figure that they are ordered by.
+    """Rows, the best first, and the figure that they are ordered by: of a search, the one that it chose by.
 
     Rows without that figure come last. Raises RequestError where no finished run has it.
     """
@@ -93,7 +111,9 @@ def leaderboard(found: Sequence[Run], metric: str | None = None) -> tuple[list[R
         row.runs.append(run)
     figures = columns(list(rows.values()))
     known = list(dict.fromkeys(key for run in found for key in run.metrics or {}))
-    by = metric if metric is not None else next(iter(figures), None)
+    searched = {run.chosen_by[:1] for run in found}
+    chosen = searched.pop() if len(searched) == 1 else ()
+    by = metric if metric is not None else next(iter([*chosen, *figures]), None)
     if by is None or by not in known:
         if metric is not None and known:
             raise RequestError(f"metric={metric}: no run has this figure{nearest(metric, known)}")
@@ -178,9 +198,7 @@ def compare(roots: Sequence[Path], metric: str | None, form: str) -> str | None:
     if form != "terminal":
         return written(heads, cells, form)
     order = "the lowest first" if lower_is_better(by) else "the highest first"
-    notes = [
-        f"{run.folder}: not finished; go on by `ssl-run resume {run.folder}`" for row in rows for run in row.unfinished
-    ]
+    notes = [run.note for row in rows for run in row.runs if run.note is not None]
     title = f"{len(found)} runs by {by}, {order}; mean and half of the 95% interval over seeds"
     report.board(title, heads, [[str(cell) for cell in row] for row in cells], notes)
     return None

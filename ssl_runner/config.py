@@ -7,6 +7,7 @@ fit each other.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 import json
 import types
@@ -15,7 +16,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Gt, Len
+from annotated_types import Gt, Len, Lt
 from hydra.utils import get_class, get_object
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -33,22 +34,42 @@ Positive = Annotated[int, Gt(0)]
 class Precision:
     """Number formats. auto: bf16-mixed where the hardware computes it natively, else 32."""
 
-    mode: Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true"]
+    mode: Literal["auto", "32", "bf16-mixed", "16-mixed", "bf16-true", "fp8"]
 
 
 @dataclass
 class Device:
-    """Where to run. The fields are those of Lightning's Trainer, but for the last two.
+    """Where to run. The fields are those of Lightning's Trainer, but for the last three.
 
     sync_batchnorm: over ranks. tune_allocator: on CPU, let glibc keep freed memory (see ssl_runner.devices).
+    timeout: minutes in which ranks wait for one of them in a step; then the run fails, and can be resumed.
     """
 
     accelerator: Literal["auto", "cpu", "gpu", "tpu"]
     devices: Positive | Literal["auto"] | list[int] = "auto"
     num_nodes: Positive = 1
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp", "deepspeed"] = "auto"
     sync_batchnorm: bool = True
     tune_allocator: bool = True
+    timeout: Annotated[float, Gt(0)] = 10.0
+
+
+@dataclass
+class Engine:
+    """How the training is carried out, whatever is trained.
+
+    average: decay of a moving average of the weights, which is validated, evaluated and kept in place of the last ones.
+    compile: the objective, by torch.compile. checkpointing: what the blocks of a stack compute is computed again in
+    the backward pass instead of kept (Chen et al., 2016, Training Deep Nets with Sublinear Memory Cost).
+    find_lr: set optim.lr by a range test. find_accumulate: set accumulate to the fewest micro-batches that fit the
+    memory. Both before the run begins, which notes what was found in its config (see ssl_runner.finders).
+    """
+
+    average: Annotated[float, Gt(0), Lt(1)] | None = None
+    compile: bool = False
+    checkpointing: bool = False
+    find_lr: bool = False
+    find_accumulate: bool = False
 
 
 @dataclass
@@ -87,6 +108,10 @@ class Config:
     log_every: Positive  # optimiser steps
     validate_every: Duration
     checkpoint_every: Duration
+    engine: Engine = field(default_factory=Engine)
+    online: dict[str, Any] = field(default_factory=dict)  # a score while pretraining
+    launcher: dict[str, Any] = field(default_factory=dict)  # of a sweep: where its jobs run
+    hparams_search: dict[str, Any] = field(default_factory=dict)  # of a sweep: what is tried, and by which figure
     contract: Contract | None = None
     labels: Amount | None = None  # finetuning on few labels: "10%", "10 per class"
     ahead: Annotated[int, Gt(-1)] = 0  # batches whose views another process works out beforehand, on a processor
@@ -103,6 +128,12 @@ FACTS = frozenset(
 
 PROVIDED = {"objective": {"backbone"}}
 """What the runner hands to a `_partial_` node, by group."""
+
+TRAINED = ("objective", "optim", "schedule")
+"""Groups that an evaluation does without."""
+
+OPTIONAL = ("online", "launcher", "hparams_search")
+"""Groups that a stored config may lack."""
 
 HINTS = {
     "epochs": "duration=60ep",
@@ -135,11 +166,23 @@ def check(config: Mapping[str, Any], prefix: str = "") -> None:
     Touches no data and no device, and imports only what the targets' own modules import.
     """
     faults = list(_top_faults(config))
-    for group in ("data", "views", "backbone", "objective", "optim", "schedule", "evaluators", "logger"):
+    for group in ("data", "views", "backbone", "objective", "optim", "schedule", "evaluators", "logger", *OPTIONAL):
         if isinstance(config.get(group), dict):
             faults += _node_faults(config[group], group, PROVIDED.get(group, set()))
+    for group in ("data", "views", "backbone", *(() if config.get("stage") == "evaluate" else TRAINED)):
+        if isinstance(config.get(group), dict) and "_target_" not in config[group]:
+            faults.append((group, f"has no _target_, which says what it is; choose one by {group}=..."))
     if not faults:
         faults = list(_misfits(config))
+    _refuse(faults, prefix)
+
+
+def check_node(node: Mapping[str, Any], path: str) -> None:
+    """The same of one node alone, such as that of a data source."""
+    _refuse(list(_node_faults(node, path, set())), "")
+
+
+def _refuse(faults: Sequence[Fault], prefix: str) -> None:
     if faults:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         lines = "\n".join(f"  {prefix}{path}: {fault}" for path, fault in faults)
@@ -159,6 +202,8 @@ def _top_faults(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield key, f"must be given, e.g. {key}=..."
         elif isinstance(value, dict) and (records := [a for a in _alternatives(hints[key]) if is_dataclass(a)]):
             yield from _bind(records[0], value, key, set())
+        elif is_dataclass(hints[key]):  # pydantic judges it no further
+            yield key, f"must be a mapping of its keys, got {value!r}"
         else:
             yield from _value_faults(hints[key], value, key)
     for key in sorted(required - set(config)):
@@ -226,7 +271,9 @@ def _value_faults(annotation: Any, value: Any, path: str) -> Iterator[Fault]:
     if isinstance(value, dict) and "_target_" in value:
         wanted = [c for c in _alternatives(base) if inspect.isclass(c) and c is not Any]
         found = _locate(value["_target_"])
-        if wanted and inspect.isclass(found) and not value.get("_partial_") and not issubclass(found, tuple(wanted)):
+        if wanted and set(wanted) <= {int, float, str, bool, type(None)}:
+            yield path, f"must be a value, got a {value['_target_']!r}"
+        elif wanted and inspect.isclass(found) and not value.get("_partial_") and not issubclass(found, tuple(wanted)):
             yield path, f"{found.__name__} is no {' or '.join(c.__name__ for c in wanted)}"
     elif _holds_target(value):
         inner = typing.get_args(next((a for a in _alternatives(base) if typing.get_args(a)), base))
@@ -313,7 +360,13 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
             yield "objective", f"{objective.__name__} needs labels, and this data has none"
         if config["stage"] == "finetune" and not issubclass(objective, Predictor):
             yield "objective", f"{objective.__name__} makes no predictions to score; supervised and regression do"
+        valued = getattr(get_class(config["data"]["_target_"]), "valued", False)
+        if config.get("online") and (labels is False or valued):
+            yield "online", "needs samples with a class each, and this data has none; use online=none"
         for name, node in config["evaluators"].items():
+            if not isinstance(node, dict) or "_target_" not in node:
+                yield f"evaluators.{name}", "is no evaluator, which says what it is by its _target_"
+                continue
             evaluator: Any = get_class(node["_target_"])
             if getattr(evaluator, "labelled", False) and labels is False:
                 yield f"evaluators.{name}", "needs labels, and this data has none; use evaluators=none"
@@ -323,6 +376,8 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
                 yield f"evaluators.{name}", f"{evaluator.__name__} scores a {asked.__name__}, and {found} is none"
     if config.get("untrained") and config["stage"] != "finetune":
         yield "untrained", "is for finetuning, beside from=RUN"
+    if config.get("online") and config["stage"] == "evaluate":
+        yield "online", "is for training; evaluators=knn scores a run"
     if config["stage"] == "verify" and config.get("contract") is None:
         yield "contract", f"the recipe {config['name']} promises nothing that could be verified"
     if config["batch_size"] % config["accumulate"]:
@@ -330,8 +385,48 @@ def _misfits(config: Mapping[str, Any]) -> Iterator[Fault]:
             "batch_size",
             f"{config['batch_size']} does not divide into accumulate={config['accumulate']} micro-batches",
         )
-    device, mode = config["device"]["accelerator"], config["precision"]["mode"]
-    if device == "cpu" and mode == "16-mixed":
+    yield from unrunnable(config)
+
+
+def unrunnable(config: Mapping[str, Any]) -> Iterator[Fault]:
+    """What does not go together of number formats, devices and ways to train."""
+    device, mode = config["device"], config["precision"]["mode"]
+    where, strategy = device["accelerator"], device.get("strategy", "auto")
+    compiled = (config.get("engine") or {}).get("compile", False)
+    if where == "cpu" and mode == "16-mixed":
         yield "precision.mode", "16-mixed needs a GPU; on CPU use bf16-mixed or 32"
-    if device == "cpu" and config["device"].get("strategy") == "fsdp":
-        yield "device.strategy", "fsdp refuses CPU; use device=ddp device.accelerator=cpu"
+    if mode == "fp8":
+        if where in ("cpu", "tpu"):
+            yield "precision.mode", f"fp8 needs a GPU from compute capability 8.9 on, and this is a {where.upper()}"
+        if importlib.util.find_spec("torchao") is None:
+            yield "precision.mode", "fp8 needs torchao, which is not installed: pip install torchao"
+    if strategy == "fsdp" and mode in ("16-mixed", "bf16-true", "fp8"):
+        why = "cuts weights of one kind only" if mode == "bf16-true" else "is not tried with it"
+        if mode == "16-mixed":
+            why = "would scale the loss of each rank by itself"
+        yield "precision.mode", f"fsdp {why}, so {mode} is refused; use bf16-mixed or 32"
+    if strategy == "fsdp" and compiled:
+        yield "engine.compile", "does not go with fsdp, which puts hooks around the blocks; use device=ddp"
+    several = device.get("num_nodes", 1) != 1 or device.get("devices", "auto") not in ("auto", 1)
+    for key in ("find_lr", "find_accumulate"):
+        if (config.get("engine") or {}).get(key) and (strategy != "auto" or several):
+            what = "optim.lr" if key == "find_lr" else "accumulate"
+            yield f"engine.{key}", f"tries on one device; find it with device.devices=1, then give {what}"
+    if where == "cpu" and (config.get("engine") or {}).get("find_accumulate"):
+        yield (
+            "engine.find_accumulate",
+            "goes by the error of a GPU that is out of memory, and a system ends the process instead; `ssl-run plan` "
+            "estimates the memory",
+        )
+    if strategy == "deepspeed":
+        yield (
+            "device.strategy",
+            "deepspeed writes a checkpoint as a folder of pickles, which is neither replaced in one step nor safe to "
+            "read; use device=fsdp, which cuts the same state over the ranks",
+        )
+    if where == "tpu" and strategy != "auto":
+        yield "device.strategy", f"{strategy} is not for TPUs, over whose cores torch_xla spreads a run; leave it out"
+    if where == "tpu" and compiled:
+        yield "engine.compile", "torch_xla compiles for TPUs by itself; leave it out"
+    if where == "tpu" and mode in ("16-mixed", "bf16-mixed"):
+        yield "precision.mode", "TPUs compute in bf16-true or 32"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
-from ssl_runner.datasets.reading import Reading
+from ssl_runner.datasets.reading import Reading, shuffled
 from ssl_runner.errors import RequestError
 from ssl_runner.seeds import derive, of_step
 from ssl_runner.types import Samples, View
@@ -25,12 +24,22 @@ class TrainBatches(Sampler):
 
     Every epoch is a new permutation, without its last incomplete batch. The global batch is cut into one slice
     per rank, so any number of ranks sees the same global batches in the same order, and a run goes on from any
-    batch by setting `start`.
+    batch by setting `start`. block: as of a Ragged.
     """
 
-    def __init__(self, samples: int, per_rank: int, *, batches: int, rank: int = 0, ranks: int = 1, seed: int = 0):
+    def __init__(
+        self,
+        samples: int,
+        per_rank: int,
+        *,
+        batches: int,
+        rank: int = 0,
+        ranks: int = 1,
+        seed: int = 0,
+        block: Tensor | None = None,
+    ):
         self.samples, self.per_rank, self.batches = samples, per_rank, batches
-        self.rank, self.ranks, self.seed = rank, ranks, seed
+        self.rank, self.ranks, self.seed, self.block = rank, ranks, seed, block
         self.start = 0
 
     def __len__(self) -> int:
@@ -44,7 +53,7 @@ class TrainBatches(Sampler):
             epoch, place = divmod(batch, per_epoch)
             if epoch != ordered_epoch:
                 generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
-                order, ordered_epoch = torch.randperm(self.samples, generator=generator), epoch
+                order, ordered_epoch = shuffled(self.samples, self.block, generator), epoch
             first = place * size + self.rank * self.per_rank
             chosen = order[first : first + self.per_rank].tolist()
             yield [(i, derive(self.seed, "draw", epoch, i)) for i in chosen]
@@ -139,10 +148,16 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.source.split(self.train_split)
         if self.keep is not None:
-            dataset = _subset(dataset, self.keep)
+            dataset = _Part(dataset, self.keep) if isinstance(dataset, Ragged) else dataset.part(self.keep)
         ranks, rank = self._ranks()
         sampler = TrainBatches(
-            len(dataset), self.per_rank, batches=self.batches, rank=rank, ranks=ranks, seed=self.seed
+            len(dataset),
+            self.per_rank,
+            batches=self.batches,
+            rank=rank,
+            ranks=ranks,
+            seed=self.seed,
+            block=dataset.block if isinstance(dataset, Ragged) else None,
         )
         sampler.start = self.start
         on_processor = self.trainer is not None and self.trainer.strategy.root_device.type == "cpu"
@@ -254,6 +269,7 @@ class _Part(Ragged):
         self.dataset, self.keep = dataset, keep
         self.label = None if dataset.label is None else dataset.label[keep]
         self.target = None if dataset.target is None else dataset.target[keep]
+        self.block = None if dataset.block is None else dataset.block[keep]
 
     def __len__(self) -> int:
         return len(self.keep)
@@ -269,13 +285,3 @@ class _Part(Ragged):
 
     def reading(self) -> AbstractContextManager:
         return self.dataset.reading()
-
-
-def _subset(dataset: Arrays | Ragged, keep: Tensor) -> Arrays | Ragged:
-    if isinstance(dataset, Ragged):
-        return _Part(dataset, keep)
-    part = copy.copy(dataset)  # of the same class: it may know more of its samples, such as their padding
-    part.x = dataset.x[keep]
-    part.label = None if dataset.label is None else dataset.label[keep]
-    part.target = None if dataset.target is None else dataset.target[keep]
-    return part

@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -24,12 +26,25 @@ def accelerator(wanted: str) -> str:
     return wanted
 
 
+def ranks(device: Mapping[str, Any], accelerator: str) -> int:
+    """How many processes a config's device comes to, over all nodes; of TPUs, how many are asked for, or 1."""
+    asked = device["devices"]
+    if asked == "auto":
+        asked = torch.cuda.device_count() if accelerator == "gpu" else 1
+    return (len(asked) if isinstance(asked, list) else asked) * device["num_nodes"]
+
+
 def precision(mode: str, device: str) -> tuple[str, str]:
     """The mode Lightning gets, and why.
 
     auto is bf16-mixed where the hardware computes bf16 natively: a TPU, a GPU from Ampere on, a CPU with
     AVX512-BF16, AMX or ARM's bf16 extension. Elsewhere bf16 is emulated and slower, so it is 32.
     """
+    if mode == "fp8" and (device != "gpu" or torch.cuda.get_device_capability() < (8, 9)):
+        this = torch.cuda.get_device_name() if device == "gpu" else f"a {device.upper()}"
+        raise RequestError(
+            f"precision.mode=fp8: needs a GPU from compute capability 8.9 on, and this is {this}; use precision=auto"
+        )
     if mode != "auto":
         return {"32": "32-true"}.get(mode, mode), "as asked"
     if device == "tpu":
@@ -43,6 +58,12 @@ def precision(mode: str, device: str) -> tuple[str, str]:
     if found:
         return "bf16-mixed", f"this CPU has {found[0].upper()}"
     return "32-true", "this CPU has no native bf16"
+
+
+def autocast(mode: str, device: str) -> str:
+    """The part of a mode that is Lightning's. bf16-true and fp8 are weights of another kind, see ssl_runner.parallel;
+    what meets them is brought to their kind as in bf16-mixed. TPUs have a bf16-true of their own."""
+    return "bf16-mixed" if mode == "fp8" or (mode == "bf16-true" and device != "tpu") else mode
 
 
 def tune_allocator() -> bool:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from ssl_runner.checkpoint import AVERAGED
 from ssl_runner.durations import Clock
 from ssl_runner.errors import RunError
 from ssl_runner.optim.recipe import Optim
 from ssl_runner.optim.schedules import Schedule
+from ssl_runner.parallel import shard
 from ssl_runner.seeds import derive, of_step
 from ssl_runner.types import Batch, Loss, Objective, Samples, View, as_batch
 from ssl_runner.views.base import Views
@@ -23,8 +27,9 @@ NAMED = 8  # samples of a bad batch
 
 
 class Learner(pl.LightningModule):
-    """Owns no state of its own: schedules and random draws are functions of the step.
+    """Owns no state but the averaged weights: schedules and random draws are functions of the step.
 
+    decay: of an average of the weights (see Average), None for none.
     plain_val: validate on plain views, as finetuning does, and not on a pretext's random ones.
     log_every: optimiser steps between two lines of training metrics.
     """
@@ -38,6 +43,7 @@ class Learner(pl.LightningModule):
         schedule: Schedule,
         clock: Clock,
         seed: int,
+        decay: float | None = None,
         plain_val: bool = False,
         log_every: int = 10,
     ):
@@ -49,20 +55,35 @@ class Learner(pl.LightningModule):
         self.train_metrics: dict[str, float] = {}  # what was logged last
         self.val_metrics: dict[str, float] = {}
         self._train_mean, self._val_mean = Means(), Means()
+        self._logged = -1  # the last batch that `log_step` was asked about
         self._terms: tuple[str, ...] = ()
         self._bad: Tensor | None = None  # which terms, which batch, which samples; all 0 terms: none yet
         self._clock_started = 0.0
         optim.freeze(objective)
         if has_convolution(objective):
             objective.to(memory_format=torch.channels_last)
+        self.decay = decay
+        self.average: Average | None = None
+
+    def configure_model(self) -> None:
+        """Called by Lightning when the ranks know each other: before that nothing can be cut over them."""
+        if self.device_mesh is not None and not isinstance(self.objective, FSDPModule):
+            shard(self.objective, self.device_mesh["data_parallel"])
+        if self.decay is not None and self.average is None:
+            self.average = Average(self.objective, self.decay)
 
     # -- training ---------------------------------------------------------------------------------------------
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optim(self.objective, self.clock.global_batch)
         # The hook runs only when the optimiser really stepped: not on micro-batches, not on a skipped overflow.
-        optimizer.register_step_post_hook(lambda *_: self.objective.after_step(self.progress(self.global_step + 1)))
+        optimizer.register_step_post_hook(lambda *_: self.after_step())
         return optimizer
+
+    def after_step(self) -> None:
+        self.objective.after_step(self.progress(self.global_step + 1))
+        if self.average is not None:
+            self.average.update(self.objective, self.global_step)
 
     def progress(self, steps: int) -> float:
         return min(1.0, steps / self.clock.total)
@@ -93,6 +114,13 @@ class Learner(pl.LightningModule):
         return as_batch(samples, [_channels_last(view) for view in views], self.objective.backbone)
 
     def on_train_batch_end(self, outputs: Any, batch: Samples, batch_idx: int) -> None:
+        self.log_step(batch_idx)
+
+    def log_step(self, batch_idx: int) -> None:
+        """Logs what is due at the end of a batch: once, whoever asks first. A checkpoint asks before it is written."""
+        if batch_idx == self._logged:
+            return
+        self._logged = batch_idx
         accumulate = self.trainer.accumulate_grad_batches
         if (batch_idx + 1) % (self.log_every * accumulate) == 0 or batch_idx + 1 == self.trainer.num_training_batches:
             self.check_finite()
@@ -105,18 +133,46 @@ class Learner(pl.LightningModule):
             self.record(metrics)
             self.train_metrics = metrics
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a resumed run would else have to log otherwise: the figures so far, and the sums of those to come."""
+        mean = self._train_mean
+        checkpoint["metrics"] = {"train": self.train_metrics, "val": self.val_metrics}
+        checkpoint["unlogged"] = {"sums": {name: value.cpu() for name, value in mean.sums.items()}, "count": mean.count}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.train_metrics, self.val_metrics = checkpoint["metrics"]["train"], checkpoint["metrics"]["val"]
+        unlogged = checkpoint["unlogged"]
+        self._train_mean.sums = {name: value.to(self.device) for name, value in unlogged["sums"].items()}
+        self._train_mean.count = unlogged["count"]
+
     # -- validation -------------------------------------------------------------------------------------------
 
     def validation_step(self, samples: Samples, batch_idx: int) -> None:
         self._seed_draws(derive(self.seed, "val", self.global_rank, batch_idx))  # the same views every time
         views = [self.views.plain(samples)] if self.plain_val else self.views(samples)
-        loss = self.objective(self.batch(samples, views))
+        with self.averaged():
+            loss = self.objective(self.batch(samples, views))
         self._val_mean.add({"loss": loss.value, **loss.log}, weight=len(samples["index"]))
 
     def on_validation_epoch_end(self) -> None:
         self.val_metrics = {f"val/{k}": v for k, v in self._val_mean.take(over_ranks=True).items()}
         self.record(self.val_metrics)
         self._clock_started = time.perf_counter()  # validation is no part of the training speed
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it the objective has the averaged weights, where they are kept, and is whole, where it is cut."""
+        last = None if self.average is None else self.average.put_into(self.objective)
+        cut = self.objective if isinstance(self.objective, FSDPModule) else None
+        try:
+            if cut is not None:
+                cut.unshard()
+            yield
+        finally:
+            if cut is not None:
+                cut.reshard()
+            if last is not None:
+                _fill(self.objective, last)
 
     # -- both -------------------------------------------------------------------------------------------------
 
@@ -152,6 +208,44 @@ class Learner(pl.LightningModule):
                 "stops, and the last good checkpoint stays. Try a smaller optim.lr, a longer schedule.warmup, clip=1.0 "
                 "or precision=32"
             )
+
+
+class Average(nn.Module):
+    """An exponential moving average of the weights that learn, in fp32 (Polyak & Juditsky, 1992, whose average was a
+    plain one). An objective's buffers, and its own teachers, are taken as they are.
+
+    decay: after a start in which it is (1 + n) / (10 + n) behind n steps, so that the first weights are soon forgotten.
+    """
+
+    def __init__(self, objective: nn.Module, decay: float):
+        super().__init__()
+        self.decay = decay
+        for name, parameter in _learning(objective):
+            self.register_buffer(name.replace(".", AVERAGED), parameter.detach().float().clone())
+
+    @torch.no_grad()
+    def update(self, objective: nn.Module, steps: int) -> None:
+        """steps: of the optimiser, before the one just made."""
+        decay = min(self.decay, (1 + steps) / (10 + steps))
+        for mine, (_, theirs) in zip(self.buffers(), _learning(objective), strict=True):
+            mine.lerp_(theirs.float(), 1 - decay)
+
+    @torch.no_grad()
+    def put_into(self, objective: nn.Module) -> list[Tensor]:
+        """Gives the weights that were there."""
+        before = [parameter.clone() for _, parameter in _learning(objective)]
+        _fill(objective, self.buffers())
+        return before
+
+
+def _learning(objective: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    return [(name, parameter) for name, parameter in objective.named_parameters() if parameter.requires_grad]
+
+
+@torch.no_grad()
+def _fill(objective: nn.Module, weights: Iterable[Tensor]) -> None:
+    for (_, parameter), value in zip(_learning(objective), weights, strict=True):
+        parameter.copy_(value)
 
 
 class Means:

@@ -5,16 +5,21 @@ from __future__ import annotations
 import csv
 import io
 import os
+import socket
 from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from ssl_runner import runs
 from ssl_runner.errors import RequestError
 
 if TYPE_CHECKING:
     from pytorch_lightning.loggers import Logger
+
+
+HOST = "https://api.wandb.ai"
 
 
 class Table:
@@ -33,9 +38,9 @@ class Table:
                 self.rows = [dict(row) for row in reader]
                 self.columns = list(reader.fieldnames or ["step"])
 
-    def keep_until(self, step: int) -> None:
-        """Forgets what a resumed run is about to log again."""
-        self.rows = [row for row in self.rows if int(row["step"]) <= step]
+    def keep(self, rows: int) -> None:
+        """Forgets what a resumed run is about to log again, and half a line of one that was killed."""
+        self.rows = self.rows[:rows]
         self._rewrite()
 
     def add(self, metrics: Mapping[str, float], step: int) -> None:
@@ -80,19 +85,34 @@ class Wandb:
         from pytorch_lightning.loggers import WandbLogger
 
         stored = folder / "wandb_id.txt"
-        if not stored.is_file():
+        if runs.is_main() and not stored.is_file():
             runs.write(stored, os.urandom(4).hex())
+        offline = not _has_key()
+        if not offline and runs.is_main() and (why := unreachable(os.environ.get("WANDB_BASE_URL", HOST))) is not None:
+            print(f"note: logger=wandb: {why}; it writes below {folder / 'wandb'}, for `wandb sync` later", flush=True)
+            offline = True
         return WandbLogger(
             save_dir=folder,
             name=name,
-            id=stored.read_text().strip(),
+            id=stored.read_text().strip() if runs.is_main() else None,
             project=self.project,
             entity=self.entity,
             tags=self.tags,
             config=dict(config),
-            offline=not _has_key(),
+            offline=offline,
             resume="allow",
         )
+
+
+def unreachable(address: str) -> str | None:
+    """Why a server can't be reached; None where it can. The wandb package would wait for it for minutes and give up."""
+    found = urlsplit(address)
+    try:
+        port = found.port or (443 if found.scheme == "https" else 80)
+        socket.create_connection((found.hostname or "", port), timeout=10).close()
+    except (OSError, ValueError) as error:
+        return f"{address} can't be reached ({error})"
+    return None
 
 
 def _has_key() -> bool:

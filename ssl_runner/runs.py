@@ -5,22 +5,29 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
+import shutil
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import yaml
 
-from ssl_runner.errors import RequestError
+from ssl_runner.errors import RESUME, RequestError, RunError, no_room
+from ssl_runner.trust import masked
 
 CONFIG, METRICS, ENVIRONMENT = "config.yaml", "metrics.json", "environment.json"
 BACKBONE, CHECKPOINTS, SHOWN = "backbone.safetensors", "checkpoints", "shown"
 LAST, BEST = "last.ckpt", "best.ckpt"
+LARGEST, DEEPEST, VALUES = 16 << 20, 100, 1_000_000  # bytes, levels and values of a config.yaml that is believed
 
 
 def is_main() -> bool:
@@ -28,30 +35,91 @@ def is_main() -> bool:
     return all(int(os.environ.get(name, 0)) == 0 for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID", "NODE_RANK"))
 
 
+def started_together() -> bool:
+    """Whether torchrun or SLURM started this process as one of several of its run."""
+    by_slurm = "SLURM_PROCID" in os.environ and int(os.environ.get("SLURM_NTASKS", 1)) > 1
+    return by_slurm or int(os.environ.get("WORLD_SIZE", 1)) > 1
+
+
 def write(path: Path, content: str) -> None:
     """Replaces a file in one step: a reader sees the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as file:
+        file.write(content.encode())
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write to, which takes the place of `path` in one step at the end of the block, when it is on the disk.
+
+    Whoever is killed in between, or cut off from power, leaves the old file whole. Raises RunError where there is no
+    room for the new one.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except Exception as error:  # torch's writer tells a full disk as a RuntimeError of another one
+        why = no_room(error)
+        if why is None:
+            raise
+        free = shutil.disk_usage(path.parent).free / 1e6
+        raise RunError(
+            f"{path}: can't be written ({why}; {free:.0f} MB are free there); what it held before is whole. Make room "
+            f"on that disk. {RESUME}"
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _sync(folder: Path) -> None:
+    """Brings the names in a folder to the disk: a rename is in it, not in the file."""
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def tidy(folder: Path) -> None:
+    """Removes what a process that was killed in `replacing` left behind."""
+    for inner in (folder, folder / CHECKPOINTS):
+        for path in inner.glob(".*"):
+            if re.fullmatch(r"\..+?(\.\d+)+", path.name):
+                path.unlink(missing_ok=True)
 
 
 def claim(folder: Path, config: Mapping[str, Any]) -> None:
-    """Makes a folder this run's own by creating its config.yaml. Raises RequestError if a run is there already."""
+    """Makes a folder this run's own by creating its config.yaml, all of it in one step. Raises RequestError if a run
+    is there already, and where nothing can be written."""
+    temporary = folder / f".{CONFIG}.{os.getpid()}.{threading.get_ident()}"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder / CONFIG, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        try:
+            temporary.write_text(dump(config), encoding="utf-8")
+            os.link(temporary, folder / CONFIG)  # unlike a rename it refuses what is there
+        finally:
+            temporary.unlink(missing_ok=True)
     except FileExistsError:
         raise RequestError(
             f"{folder}: holds a run already; go on with it by `ssl-run resume {folder}`, or name another hydra.run.dir"
         ) from None
     except OSError as error:
         raise RequestError(f"{folder}: can't be written to ({error.strerror}); name another hydra.run.dir") from None
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(dump(config))
+
+
+def writable(folder: Path) -> None:
+    """Raises RequestError where a run can't go on in a folder, since nothing can be written there."""
+    try:
+        probe = folder / f".{CONFIG}.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RequestError(f"{folder}: can't be written to ({error.strerror}); mend that, or copy the run") from None
 
 
 def release(folder: Path) -> None:
@@ -74,17 +142,60 @@ def read_config(folder: Path) -> dict[str, Any]:
     """A run folder's config.yaml as plain data. Raises RequestError naming the file if it is none."""
     path = folder / CONFIG
     try:
-        config = yaml.load(path.read_text(encoding="utf-8"), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        if path.stat().st_size > LARGEST:
+            raise RequestError(f"{path}: no config of a run, for it is larger than {LARGEST >> 20} MiB")
+        config = parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise RequestError(f"{folder}: no run folder, for it holds no {CONFIG}") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RequestError(f"{path}: can't be read as a config ({str(error).splitlines()[0]})") from None
+    except (OSError, ValueError, OverflowError, RecursionError, yaml.YAMLError) as error:
+        raise RequestError(f"{path}: can't be read as a config ({_first_line(error)})") from None
     return _as_config(config, path)
 
 
+def parse(text: str) -> Any:
+    """YAML as plain data. Raises ValueError or YAMLError; no text makes it recurse without end, or crash.
+
+    libyaml's loader calls itself for each level and ends the process at some ten thousand of them, so levels are
+    counted first, by its parser, which does not.
+    """
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > DEEPEST:
+            raise ValueError(f"it is more than {DEEPEST} levels deep")
+    return yaml.load(text, Loader=loader)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _small(config: Any) -> bool:
+    """Whether it has no more values than any config needs, written out. By aliases a few lines can stand for billions,
+    or for themselves."""
+    left, level = VALUES, [config]
+    for _ in range(DEEPEST):
+        inside = (each for node in level if isinstance(node, (dict, list)) for each in _inside(node))
+        level = list(islice(inside, left + 1))
+        left -= len(level)
+        if left < 0:
+            return False
+    return not level
+
+
+def _inside(node: dict[Any, Any] | list[Any]) -> Iterable[Any]:
+    return node.values() if isinstance(node, dict) else node
+
+
 def _as_config(config: Any, path: Path) -> dict[str, Any]:
+    if not _small(config):
+        raise RequestError(f"{path}: no config of a run; it is larger or deeper than one can be")
     if not isinstance(config, dict) or not isinstance(config.get("backbone"), dict) or "stage" not in config:
         raise RequestError(f"{path}: no config of a run; it needs at least `stage` and `backbone`")
+    for group in ("data", "views", "evaluators", "finetune"):
+        if not isinstance(config.get(group, {}), (dict, type(None))):
+            raise RequestError(f"{path}: no config of a run; its {group} must be a mapping")
     return {str(key): value for key, value in config.items()}
 
 
@@ -145,7 +256,7 @@ def _parse(stored: Any, path: Path) -> Any:
         raise RequestError(f"{path}: carries no config; it was not written by ssl-run")
     try:
         return json.loads(stored)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise RequestError(f"{path}: carries a config that is no JSON") from None
 
 
@@ -160,7 +271,7 @@ def read_metrics(folder: Path) -> dict[str, float] | None:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OSError, RecursionError):
         raise RequestError(f"{path}: can't be read; remove it and resume the run") from None
 
 
@@ -171,7 +282,7 @@ def write_environment(folder: Path) -> None:
     packages = ("torch", "torchvision", "pytorch-lightning", "hydra-core", "timm", "torchmetrics", "numpy")
     content = {
         "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": sys.argv,
+        "command": [masked(each) for each in sys.argv],
         "python": platform.python_version(),
         "packages": {name: _version(name) for name in ("ssl-runner", *packages)},
         "platform": platform.platform(),

@@ -7,19 +7,24 @@ import logging
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+import torch.distributed as dist
 from lightning_fabric.utilities import move_data_to_device
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
-from ssl_runner import build, devices, report, runs
-from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, TableLogger
-from ssl_runner.checkpoint import load_backbone, load_checkpoint, save_backbone
+from ssl_runner import build, devices, finders, jobs, report, runs, search
+from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, Outside, TableLogger
+from ssl_runner.checkpoint import load_backbone, load_checkpoint, objective_weights, save_backbone
+from ssl_runner.config import Device, Engine
 from ssl_runner.data import LOOKED_AT, DataModule
 from ssl_runner.datasets.base import Source
 from ssl_runner.datasets.splits import few_labels
@@ -27,10 +32,11 @@ from ssl_runner.durations import Clock
 from ssl_runner.errors import RequestError, RunError, nearest
 from ssl_runner.learner import Learner
 from ssl_runner.loggers import Table
+from ssl_runner.parallel import forget, in_bf16, in_fp8, indivisible
 from ssl_runner.parts.batchnorm import synchronise
-from ssl_runner.parts.teacher import Teacher
 from ssl_runner.pictures import undo
 from ssl_runner.seeds import derive
+from ssl_runner.strategies import Sharded, strategy_for
 from ssl_runner.trust import check_trust
 from ssl_runner.types import Backbone, Embed, Evaluator, Objective, Predictor, TokenBackbone, View, as_batch, seen_by
 from ssl_runner.watch import Watch
@@ -45,10 +51,11 @@ def pretrain(config: dict[str, Any], folder: Path) -> Metrics:
     source, config = build.source(config)
     evaluators = build.evaluators(config, source)
     parts = build.assemble(source, config, starting_point(config, folder))
-    _, data, metrics = fit(parts, folder, monitor="-val/loss")
-    if runs.is_main():
-        show(parts, data, folder / runs.SHOWN)
-        metrics |= evaluations(parts.config, source, evaluators, parts.objective.backbone, parts.objective, data)
+    data, metrics = fit(parts, folder, monitor="-val/loss")
+    with patience():
+        if runs.is_main():
+            show(parts, data, folder / runs.SHOWN)
+            metrics |= evaluations(parts.config, source, evaluators, parts.objective.backbone, parts.objective, data)
     return finish(config, folder, metrics, started, f"ssl-run finetune from={shlex.quote(str(folder))}")
 
 
@@ -62,12 +69,13 @@ def finetune(config: dict[str, Any], folder: Path) -> Metrics:
     if test.label is None and test.target is None:
         raise RequestError("the test part has no labels to score by; give it some, or leave finetuning out")
     parts = build.assemble(source, config, starting_point(config, folder))
-    learner, data, metrics = fit(parts, folder, monitor=parts.objective.monitor)
-    if runs.is_main():
-        best = load_checkpoint(folder / runs.CHECKPOINTS / runs.BEST)
-        learner.load_state_dict(best["state_dict"])
-        metrics |= {f"finetune/{k}": v for k, v in test_scores(parts.objective, data).items()}
-        save_backbone(parts.objective.backbone, folder / runs.BACKBONE, parts.config)
+    data, metrics = fit(parts, folder, monitor=parts.objective.monitor)
+    with patience():
+        if runs.is_main():
+            best = load_checkpoint(folder / runs.CHECKPOINTS / runs.BEST)
+            parts.objective.load_state_dict(objective_weights(best["state_dict"]))
+            metrics |= {f"finetune/{k}": v for k, v in test_scores(parts.objective, data).items()}
+            save_backbone(parts.objective.backbone, folder / runs.BACKBONE, parts.config)
     return finish(config, folder, metrics, started, None)
 
 
@@ -96,7 +104,8 @@ def evaluate(config: dict[str, Any], folder: Path) -> Metrics:
     )
     if devices.accelerator(config["device"]["accelerator"]) == "gpu":
         data.device = torch.device("cuda")
-    metrics = evaluations(config, source, evaluators, encoder, objective, data) if runs.is_main() else {}
+    with patience():
+        metrics = evaluations(config, source, evaluators, encoder, objective, data) if runs.is_main() else {}
     return finish(config, folder, metrics, started, None)
 
 
@@ -162,12 +171,20 @@ def starting_point(config: Mapping[str, Any], folder: Path) -> Backbone:
     return encoder
 
 
-def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, DataModule, Metrics]:
-    """Trains to the end of the configured duration, from the last checkpoint if the folder has one."""
+def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[DataModule, Metrics]:
+    """Trains to the end of the configured duration, from the last checkpoint if the folder has one.
+
+    Leaves what is to be evaluated and kept in `parts.objective`: whole, in fp32, with averaged weights.
+    """
     config, source, objective = parts.config, parts.source, parts.objective
     if runs.is_main():
+        runs.tidy(folder)
         runs.write(folder / runs.CONFIG, runs.dump(config))
         runs.write_environment(folder)
+    engine = Engine(**config.get("engine", {}))
+    online = build.make(config["online"]) if config.get("online") else None
+    if online is not None:
+        online.check(source)
     finetuning = config["stage"] == "finetune"
     keep = None
     if config.get("labels") is not None:
@@ -179,18 +196,19 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
 
     accelerator = devices.accelerator(config["device"]["accelerator"])
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
-    if precision == "bf16-true" and any(isinstance(module, Teacher) for module in objective.modules()):
-        raise RequestError(
-            "precision.mode=bf16-true: would keep the teacher's weights in bf16, which is too coarse for its small "
-            "steps, so that it would not move; use precision.mode=bf16-mixed"
-        )
     if accelerator == "cpu" and config["device"]["tune_allocator"]:
         devices.tune_allocator()
+    if engine.find_lr or engine.find_accumulate:
+        config = parts.config = found_out(
+            parts, engine, clock, split, keep, accelerator=accelerator, precision=precision
+        )
+        if runs.is_main():
+            runs.write(folder / runs.CONFIG, runs.dump(config))
     table = Table(folder / "metrics.csv")
     last = folder / runs.CHECKPOINTS / runs.LAST
     resumed = load_checkpoint(last) if last.is_file() else None
-    if resumed is not None and runs.is_main():
-        table.keep_until(resumed["global_step"])
+    if runs.is_main() and table.rows:
+        table.keep(0 if resumed is None else resumed["rows"])
 
     trainer = trainer_for(
         config,
@@ -200,17 +218,19 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
         validate_every=max(1, min(clock.total, clock.steps(config["validate_every"]))) * config["accumulate"],
         loggers=[
             TableLogger(table),
-            *([build.make(config["logger"]).make(folder, config["name"], config)] if config["logger"] else []),
+            *([Outside(build.make(config["logger"]).make(folder, config["name"], config))] if config["logger"] else []),
         ],
         callbacks=[
             Display(config["stage"]),
             Watch(),
+            *([] if online is None else [online.callback()]),
             Checkpoints(
                 folder / runs.CHECKPOINTS,
                 every=max(1, clock.steps(config["checkpoint_every"])),
                 monitor=monitor,
                 config=config,
             ),
+            *search.watching(folder, jobs.read_job(folder)),
         ],
     )
     shares = trainer.world_size * config["accumulate"]
@@ -221,6 +241,15 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
         )
     if trainer.world_size > 1 and config["device"]["sync_batchnorm"]:
         synchronise(objective)
+    if precision == "bf16-true" and accelerator != "tpu":
+        in_bf16(objective)
+    if precision == "fp8":
+        in_fp8(objective)
+    if engine.checkpointing:
+        forget(objective)
+    if engine.compile:
+        # drawn as without: a run that goes on must not depend on whether it is compiled
+        objective.compile(dynamic=False, options={"fallback_random": True})
     learner = Learner(
         objective,
         parts.views,
@@ -228,6 +257,7 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
         schedule=build.make(config["schedule"]),
         clock=clock,
         seed=config["seed"],
+        decay=engine.average,
         plain_val=finetuning,
         log_every=config["log_every"],
     )
@@ -251,22 +281,86 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[Learner, Dat
             f"note: accumulate={config['accumulate']} saves memory but adds no negatives: "
             f"a sample is contrasted within its micro-batch of {batch_size // config['accumulate']}"
         )
+    elif config["accumulate"] > 1 and (why_not := indivisible(objective)):
+        say(f"note: accumulate={config['accumulate']} is not the same as the whole batch at once: {why_not}")
     where = "" if resumed is None else f", resumed at step {resumed['global_step']}"
     say(
         f"{config['stage']} {config['name']}: {clock.total} steps of {batch_size} samples "
         f"on {trainer.world_size} x {accelerator} in {precision} ({why}){where}"
     )
+    if resumed is not None and resumed["ranks"] != trainer.world_size:
+        say(
+            f"note: {resumed['ranks']} ranks saved this checkpoint, and {trainer.world_size} go on: the global batches "
+            f"stay the same, of which each rank now has {batch_size // trainer.world_size} samples; what views and "
+            "masks draw at random is another from here on"
+        )
     started = time.monotonic()
     trainer.fit(learner, data, ckpt_path=None if resumed is None else last)
+    trained = objective_weights(trainer.strategy.lightning_module_state_dict())
+    if isinstance(trainer.strategy, Sharded):
+        parts.objective = build.assemble(source, config).objective
+    parts.objective.float().load_state_dict(trained)
     data.device = trainer.strategy.root_device
     metrics = {"train/loss": learner.train_metrics["train/loss"], **learner.val_metrics}
     metrics["speed/samples_per_s"] = (
         (clock.total - (resumed or {}).get("global_step", 0)) * batch_size / (time.monotonic() - started)
     )
     if runs.is_main() and config["stage"] == "pretrain":
-        save_backbone(objective.backbone, folder / runs.BACKBONE, config)
+        save_backbone(parts.objective.backbone, folder / runs.BACKBONE, config)
     trainer.strategy.barrier()  # no rank goes on to the next stage before the weights that it starts from are written
-    return learner, data, metrics
+    return data, metrics
+
+
+def found_out(
+    parts: build.Parts, engine: Engine, clock: Clock, split: Any, keep: Any, *, accelerator: str, precision: str
+) -> dict[str, Any]:
+    """The config with what the finders found in it, so that a run that is resumed does not look for it again."""
+    config, device = parts.config, torch.device("cuda" if accelerator == "gpu" else "cpu")
+    if accelerator == "tpu" or devices.ranks(config["device"], accelerator) > 1:
+        raise RequestError(
+            "engine.find_lr, engine.find_accumulate: try on one GPU or the processor; set device.devices=1"
+        )
+    if engine.find_accumulate and accelerator == "cpu":
+        raise RequestError("engine.find_accumulate: needs a GPU, which says so when its memory is full; leave it out")
+    low = devices.autocast(precision, accelerator)
+    dtype = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(low)
+
+    def trial() -> finders.Trial:
+        return finders.Trial(
+            parts.objective,
+            parts.views,
+            build.make(config["optim"]),
+            global_batch=clock.global_batch,
+            seed=config["seed"],
+            device=device,
+            context=lambda: torch.autocast(device.type, dtype, enabled=dtype is not None),
+        )
+
+    def batches(accumulate: int) -> Iterator[Any]:
+        data = DataModule(
+            parts.source,
+            parts.views,
+            split=split,
+            plain_val=False,
+            per_rank=clock.global_batch // accumulate,
+            batches=finders.TRIED * accumulate,
+            seed=config["seed"],
+            workers=config["workers"],
+            keep=keep,
+        )
+        return iter(data.train_dataloader())
+
+    accumulate = config["accumulate"]
+    if engine.find_accumulate:
+        one_step = lambda count: trial().step(list(islice(batches(count), count)), 0, 0.0)  # noqa: E731
+        accumulate = finders.find_accumulate(one_step, clock.global_batch, accumulate)
+        say(f"found: accumulate={accumulate}")
+    lr = config["optim"]["lr"]
+    if engine.find_lr:
+        lr *= finders.find_lr(trial(), batches(accumulate), accumulate=accumulate)
+        say(f"found: optim.lr={lr:.3g}")
+    done = {**config["engine"], "find_lr": False, "find_accumulate": False}
+    return {**config, "accumulate": accumulate, "optim": {**config["optim"], "lr": lr}, "engine": done}
 
 
 def trainer_for(
@@ -282,12 +376,12 @@ def trainer_for(
     """Lightning's Trainer, with everything that this project does itself turned off."""
     quieten()
     device = config["device"]
-    return pl.Trainer(
+    trainer = pl.Trainer(
         accelerator=accelerator,
         devices=1 if accelerator == "cpu" and device["devices"] == "auto" else device["devices"],
         num_nodes=device["num_nodes"],
-        strategy=device["strategy"],
-        precision=precision,  # type: ignore[arg-type]
+        strategy=strategy_for(device, accelerator),
+        precision=devices.autocast(precision, accelerator),  # type: ignore[arg-type]
         max_epochs=1,  # one long pass: TrainBatches runs through all epochs
         accumulate_grad_batches=config["accumulate"],
         gradient_clip_val=config["clip"],
@@ -304,6 +398,22 @@ def trainer_for(
         plugins=[AtomicIO()],
         default_root_dir=folder,
     )
+    if hasattr(trainer.strategy, "_timeout"):  # of any strategy of several processes
+        trainer.strategy._timeout = timedelta(minutes=Device(**device).timeout)
+    return trainer
+
+
+@contextmanager
+def patience() -> Iterator[None]:
+    """What rank 0 does alone within it may take as long as it likes: the others wait at its end, by a group of their
+    own, for `device.timeout` would end them. They go on at once, with an error, if rank 0 is no more."""
+    group: Any = None
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        group = dist.new_group(backend="gloo", timeout=timedelta(days=365))
+    yield
+    if group is not None:
+        dist.barrier(group=group)
+        dist.destroy_process_group(group)
 
 
 def evaluations(
@@ -420,6 +530,8 @@ def quieten() -> None:
     """Lightning's own chatter is of no use to the reader of a terminal; its warnings about faults are kept."""
     for name in ("pytorch_lightning", "lightning_fabric", "lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # says which rank it was that ended, before it ends the others
+    logging.getLogger("lightning_fabric.strategies.launchers.subprocess_script").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=PossibleUserWarning)
     for text in (
         ".*does not have many workers.*",

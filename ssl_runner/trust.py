@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ssl_runner.errors import RequestError
 
+LONGEST = 200  # characters of a class's path
 PACKAGES = ("ssl_runner", "torch.nn", "torch.optim", "timm.models", "transformers.models")
 
 
@@ -49,8 +52,8 @@ def _faults(node: Any, path: str, packages: Sequence[str]) -> Iterator[tuple[str
 
 
 def _untrusted(target: Any, packages: Sequence[str]) -> str | None:
-    if not isinstance(target, str) or not _inside(target, packages):
-        return f"{target!r} is not in {', '.join(packages)}"
+    if not isinstance(target, str) or len(target) > LONGEST or not _inside(target, packages):
+        return f"{str(target)[:LONGEST]!r} is not in {', '.join(packages)}"
     found = _resolve(target, packages)
     if not inspect.isclass(found):
         return f"{target!r} is no class of a trusted package"
@@ -78,9 +81,66 @@ def _resolve(target: str, packages: Sequence[str]) -> Any:
             return None
         try:
             found: Any = importlib.import_module(module)
-        except ModuleNotFoundError:
+        except (ModuleNotFoundError, ValueError):  # no such module, or no name that one could have
             continue
         for part in parts[cut:]:
             found = getattr(found, part, None)
         return found
     return None
+
+
+# -- secrets ---------------------------------------------------------------------------------------------------------
+
+SECRET = re.compile(r"(?i)(^|[._-])((api|access|secret|private)_?key|secret|(auth|access|api)_?token|passw(or)?d)$")
+VARIABLE = re.compile(r"(?i)(key|token|secret|passw(or)?d|credentials?)(_id)?$")
+ADDRESS = re.compile(r"(://[^/@\s:]+):[^/@\s]+@")
+SHORTEST = 8  # characters of a secret; less may stand anywhere by chance
+
+
+def check_secrets(config: Any) -> None:
+    """Raises RequestError if a composed config holds a secret: it would be written to the run folder, into every
+    checkpoint and to loggers, and be handed on with them. Nothing here needs one: libraries read their own from the
+    environment.
+
+    A secret is the value of an environment variable called so, a password in an address, or a value under a key that
+    is called so. The message does not repeat it.
+    """
+    faults = [f"  {path}: {fault}" for path, fault in _secrets(config, "", _known_secrets())]
+    if faults:
+        raise RequestError(
+            "a config is stored and handed on, and this one holds a secret:\n"
+            + "\n".join(dict.fromkeys(faults))
+            + "\nLeave it to the environment, where the library that needs it looks for it"
+        )
+
+
+def masked(text: str) -> str:
+    """What may be stored of a text that a person typed: without the secrets that `check_secrets` knows."""
+    key, equals, _ = text.partition("=")
+    if equals and SECRET.search(key):
+        return f"{key}=***"
+    for value in _known_secrets().values():
+        text = text.replace(value, "***")
+    return ADDRESS.sub(r"\1:***@", text)
+
+
+def _known_secrets() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if VARIABLE.search(name) and len(value) >= SHORTEST}
+
+
+def _secrets(node: Any, path: str, known: dict[str, str]) -> Iterator[tuple[str, str]]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            here = f"{path}.{key}".lstrip(".")
+            if SECRET.search(str(key)) and isinstance(value, str) and value:
+                yield here, "is called like one"
+            yield from _secrets(value, here, known)
+    elif isinstance(node, (list, tuple)):
+        for n, value in enumerate(node):
+            yield from _secrets(value, f"{path}[{n}]", known)
+    elif isinstance(node, str):
+        for name, value in known.items():
+            if value in node:
+                yield path, f"has the value of the environment variable {name}"
+        if ADDRESS.search(node):
+            yield path, "has a password in an address"

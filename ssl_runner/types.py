@@ -137,6 +137,10 @@ class MapBackbone(Backbone):
         raise NotImplementedError
 
 
+COUNTS = "its loss is a mean over what it predicts, of which micro-batches hold different numbers"
+"""Why many objectives on tokens are indivisible."""
+
+
 class Objective(nn.Module):
     """One paper: a backbone, its heads and a loss. Knows no trainer.
 
@@ -150,6 +154,7 @@ class Objective(nn.Module):
     valued: ClassVar[bool] = False  # whether it reads labels that are values, not classes
     monitor: ClassVar[str] = "-val/loss"  # which epoch of a finetuning is the best: the highest, or with - the lowest
     contrasts: ClassVar[bool] = False  # whether the batch's other samples are the negatives
+    indivisible: ClassVar[str | None] = None  # why else a step's micro-batches are not the same as its whole batch
     backbone: Backbone
 
     def forward(self, batch: Batch) -> Loss:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytorch_lightning as pl
 import torch
 import torch.nn.functional as F
-from pytorch_lightning.strategies import FSDPStrategy
+from pytorch_lightning.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 
 from ssl_runner import runs
@@ -65,7 +65,7 @@ class Watch(pl.Callback):
         self.losses, self.told = state_dict["losses"], state_dict["told"]
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        if not runs.is_main() or isinstance(trainer.strategy, FSDPStrategy):
+        if not runs.is_main() or isinstance(trainer.strategy, ModelParallelStrategy):
             return  # one process alone can't call a backbone that is in pieces on all
         data: DataModule = trainer.datamodule  # type: ignore[attr-defined]
         self._samples = list(portions(data.glimpse(SAMPLES), data.per_rank))
@@ -118,7 +118,7 @@ class Watch(pl.Callback):
         modes = [(module, module.training) for module in objective.modules()]
         objective.eval()
         rows: dict[str, list[Tensor]] = {}
-        with torch.random.fork_rng(devices=[]), trainer.precision_plugin.forward_context():
+        with learner.averaged(), torch.random.fork_rng(devices=[]), trainer.precision_plugin.forward_context():
             for samples in self._samples:
                 moved = trainer.strategy.batch_to_device(samples)
                 view = learner.batch(moved, [learner.views.plain(moved)])["views"][0]

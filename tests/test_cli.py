@@ -323,6 +323,7 @@ def test_a_sweep_makes_a_run_per_combination(ssl_run: Call, tmp_path: Path) -> N
         "evaluators=none",
         "seed=1,2",
         "optim.lr=0.1,0.3",
+        "launcher=inline",
     )
     assert code == 0, err
     configs = [yaml.safe_load(p.read_text()) for p in (tmp_path / "outputs").rglob("config.yaml")]
@@ -330,7 +331,9 @@ def test_a_sweep_makes_a_run_per_combination(ssl_run: Call, tmp_path: Path) -> N
 
 
 def test_a_failed_run_of_a_sweep_does_not_stop_the_others(ssl_run: Call, tmp_path: Path) -> None:
-    code, _, err = ssl_run("pretrain", "-m", "task=simclr", *TINY, "evaluators=none", "batch_size=999,16")
+    code, _, err = ssl_run(
+        "pretrain", "-m", "task=simclr", *TINY, "evaluators=none", "batch_size=999,16", "launcher=inline"
+    )
     assert code == 2
     assert "batch_size=999: there are only" in err
     assert len(list((tmp_path / "outputs").rglob("metrics.json"))) == 1

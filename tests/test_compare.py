@@ -103,6 +103,29 @@ def test_what_is_written_can_be_read_again(tmp_path: Path) -> None:
     assert latex.startswith("\\begin{tabular}{llllll}\n\\toprule\n")
 
 
+def test_a_sweeps_failures_are_told_and_a_search_is_ordered_by_its_figure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for n, kind in enumerate((None, None, "failed", "killed", "pruned")):
+        figures = {"val/knn": 0.5 + n / 10, "knn/accuracy": 0.9 - n / 10}
+        run(tmp_path / "s" / str(n), None if kind else figures, optim={"lr": float(n)})
+        (tmp_path / "s" / str(n) / "job.json").write_text(json.dumps({"number": n, "metrics": {"val/knn": "maximize"}}))
+        if kind:
+            told = {"failed": "no memory\nat all", "killed": "ended by SIGKILL", "pruned": "pruned at step 3"}[kind]
+            failure = {"kind": kind, "error": told, "code": 1}
+            (tmp_path / "s" / str(n) / "failure.json").write_text(json.dumps(failure))
+    rows, by = leaderboard(find([tmp_path]))
+    assert by == "val/knn"
+    assert [row.differs["optim.lr"] for row in rows] == [1.0, 0.0, 2.0, 3.0, 4.0]
+    assert compare([tmp_path / "s"], None, "terminal") is None
+    out = capsys.readouterr().out.replace("\n", " ")
+    for words in ("/2: failed: no memory", "/3: killed: ended by SIGKILL", "/4: pruned at step 3"):
+        assert f"s{words}" in out
+    assert "at all" not in out
+    run(tmp_path / "other", {"knn/accuracy": 0.1})
+    assert leaderboard(find([tmp_path]))[1] == "knn/accuracy", "runs that were not all chosen by one figure"
+
+
 def test_the_command(ssl_run: Call, tmp_path: Path) -> None:
     sweep(tmp_path / "s")
     code, out, err = ssl_run("compare", "s")

@@ -43,9 +43,25 @@ def faults(*args: str) -> str:
     return str(error.value)
 
 
+REFUSED = [("device", "deepspeed")]
+
+
 def every_choice() -> list[tuple[str, str]]:
-    groups = ["data", "views", "backbone", "objective", "optim", "schedule", "precision", "device", "logger"]
-    return [(g, p.stem) for g in groups for p in sorted((CONF / g).glob("[!_]*.yaml"))]
+    groups = [
+        "data",
+        "views",
+        "backbone",
+        "objective",
+        "optim",
+        "schedule",
+        "precision",
+        "device",
+        "logger",
+        "online",
+        "launcher",
+    ]
+    found = [(g, p.stem) for g in groups for p in sorted((CONF / g).glob("[!_]*.yaml"))]
+    return [choice for choice in found if choice not in REFUSED]
 
 
 @pytest.mark.parametrize(("group", "choice"), every_choice())
@@ -59,7 +75,7 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
         "interactions": ["data.file=/x", "evaluators=ranking", "objective=clm", "views=ids", "backbone=encoder_ids"],
         "movielens_100k": ["evaluators=ranking", "objective=clm", "views=ids", "backbone=encoder_ids"],
         "pairs": ["data.root=/x", "data.first.column=a", "data.second.column=b"],
-        "shards": ["data.root=/x"],
+        **{each: ["data.root=/x"] for each in ("memmap", "parquet", "shards", "tar", "tar_audio")},
         "text_pairs": ["data.root=/x", "data.tokenizer=/y", "evaluators=similarity"],
         "timm": ["backbone.name=resnet18"],
         "hf": ["backbone.name=bert"],
@@ -116,6 +132,20 @@ def test_every_choice_of_every_group_passes(group: str, choice: str) -> None:
         (["batch_size=100", "accumulate=3"], ["batch_size: 100 does not divide"]),
         (["precision=16-mixed", "device=cpu"], ["precision.mode: 16-mixed needs a GPU"]),
         (["backbone._target_=torch.nn.Linear"], ["backbone"]),
+        (["precision=fp8", "device=cpu"], ["precision.mode: fp8 needs a GPU from compute capability 8.9 on"]),
+        (["device=deepspeed"], ["device.strategy: deepspeed writes a checkpoint as a folder of pickles"]),
+        (["device=fsdp", "precision=16-mixed"], ["precision.mode: fsdp would scale the loss of each rank by itself"]),
+        (["device=fsdp", "precision=bf16-true"], ["precision.mode: fsdp cuts weights of one kind only"]),
+        (["device=fsdp", "engine.compile=true"], ["engine.compile: does not go with fsdp"]),
+        (["device=tpu", "device.strategy=ddp"], ["device.strategy: ddp is not for TPUs"]),
+        (["device=tpu", "precision=bf16-mixed"], ["precision.mode: TPUs compute in bf16-true or 32"]),
+        (["device=tpu", "engine.compile=true"], ["engine.compile: torch_xla compiles for TPUs by itself"]),
+        (["engine.find_lr=true", "device=ddp"], ["engine.find_lr: tries on one device", "then give optim.lr"]),
+        (["engine.find_accumulate=true", "device=cpu"], ["engine.find_accumulate: goes by the error of a GPU"]),
+        (
+            ["engine.average=1.5", "engine.averaged=1"],
+            ["engine.average: must be less than 1", "engine.averaged: Engine"],
+        ),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )

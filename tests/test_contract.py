@@ -48,6 +48,8 @@ FACTS = {"shape": (3, 8, 8), "size": 8, "num_classes": 3, "samples": 32, "mean":
 FACTS |= {"vocab": 11, "mask": 10, "special": (0,), "separator": 1, "length": 12}
 FACTS |= {"columns": (0, 3, 0, 0, 2), "label_mean": 1.0, "label_std": 1.0}
 SMALL_ON_FRAMES = {"span": 3, "codes": 8, "code_dim": 8, "negatives": 6, "clusters": 4, "bank": 40, "steps": 2}
+OWN = {"best_rq": {"span": 2, "noise": 0.1}}
+"""Sizes that one objective needs smaller than its own, and others have by the same name."""
 BATCH, STEPS = 8, 30
 ADVERSARIAL = {"bigan": {"discriminator": ["discriminator"], "encoder_generator": ["backbone", "head", "generator"]}}
 """Games: the loss is a sum of terms, each lowered by its own players alone, and least where nobody has learned."""
@@ -153,7 +155,7 @@ def build(name: str, backbone: str) -> Objective:
     """Small and deterministic: the same arguments give the same weights."""
     torch.manual_seed(0)
     cls = target(name)
-    sizes = {**SMALL, **SMALL_ON_FRAMES} if backbone == "frames" else SMALL
+    sizes = {**SMALL, **(SMALL_ON_FRAMES if backbone == "frames" else {}), **OWN.get(name, {})}
     small = {key: sizes[key] for key in inspect.signature(cls).parameters if key in sizes}
     return cls(BACKBONES[backbone](), **{**required(name, backbone), **small})
 

@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader
 
 from ssl_runner.datasets import fashion_mnist, folder, published, torchvision
 from ssl_runner.datasets import images as decoding
+from ssl_runner.datasets.archives import Archives
 from ssl_runner.datasets.audio_folder import AudioFolder
 from ssl_runner.datasets.base import Arrays, BrokenSample, Ragged, Source
 from ssl_runner.datasets.cifar import CIFAR10, CIFAR100
@@ -34,8 +35,10 @@ from ssl_runner.datasets.fashion_mnist import FashionMNIST, read_idx
 from ssl_runner.datasets.folder import Folder
 from ssl_runner.datasets.imagenet import ImageNet
 from ssl_runner.datasets.images import Images, read_image
+from ssl_runner.datasets.memmap import Memmap
 from ssl_runner.datasets.pairs import Pairs
 from ssl_runner.datasets.reading import Reading
+from ssl_runner.datasets.row_groups import Parquet
 from ssl_runner.datasets.series import Series
 from ssl_runner.datasets.shards import Shards
 from ssl_runner.datasets.stl10 import STL10
@@ -1134,7 +1137,8 @@ def test_config_files_bind(file):
     assert all(p.kind is p.KEYWORD_ONLY for p in parameters.values())
     assert set(parameters) <= set(typing.get_type_hints(kind.__init__))
     if "root" in parameters:
-        own = kind in (AudioFolder, Folder, Pairs, Series, Shards, Table, Text, TextPairs, VideoFolder)
+        users = (AudioFolder, Folder, Pairs, Series, Shards, Table, Text, TextPairs, VideoFolder)
+        own = kind in (*users, Archives, Memmap, Parquet)
         assert config["root"] == ("???" if own else "${oc.env:SSL_RUNNER_DATA,data}")
 
 

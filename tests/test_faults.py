@@ -413,7 +413,7 @@ def arguments(name: str) -> dict[str, Any]:
     """An objective's optional arguments, small."""
     parameters = inspect.signature(contract.target(name)).parameters
     on_frames = all(backbone == "frames" for objective, backbone in contract.CASES if objective == name)
-    sizes = {**contract.SMALL, **contract.SMALL_ON_FRAMES} if on_frames else contract.SMALL
+    sizes = {**contract.SMALL, **(contract.SMALL_ON_FRAMES if on_frames else {}), **contract.OWN.get(name, {})}
     small = {k: sizes.get(k, p.default) for k, p in parameters.items()}
     return {k: v for k, v in small.items() if v is not inspect.Parameter.empty}
 

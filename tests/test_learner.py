@@ -153,12 +153,6 @@ def test_the_first_bad_batch_is_the_one_that_is_named() -> None:
         Learner.check_finite(each)
 
 
-def test_a_teacher_is_refused_where_it_could_not_move(ssl_run: Call) -> None:
-    code, _, err = ssl_run("pretrain", "task=byol", *BASE, "precision.mode=bf16-true")
-    assert code == 2
-    assert "bf16-true: would keep the teacher" in err
-
-
 def test_means_weigh_by_samples() -> None:
     means = Means()
     means.add({"loss": torch.tensor(1.0)}, weight=3)

@@ -28,7 +28,7 @@ LONG = [
 VARIANTS = {
     "plain": [],
     "accumulated": ["accumulate=2"],
-    "mixed precision, LARS": ["precision=bf16-mixed", "optim=lars"],
+    "mixed precision, LARS, averaged weights": ["precision=bf16-mixed", "optim=lars", "engine.average=0.9"],
     "convolutions": ["backbone=resnet_tiny"],
 }
 

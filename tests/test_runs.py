@@ -140,7 +140,7 @@ def test_the_table_grows_columns_and_forgets_what_comes_again(tmp_path: Path) ->
     table.add({"b": 3.0}, step=2)
     assert path.read_text().split() == ["step,a,b", "1,1.0,", "2,2.0,", "2,,3.0"]
     again = Table(path)
-    again.keep_until(1)
+    again.keep(1)
     again.add({"b": 9.0}, step=2)
     assert path.read_text().split() == ["step,a,b", "1,1.0,", "2,,9.0"]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def test_models_and_views_are_plain_torch(path: Path) -> None:
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_importing_a_module_is_cheap(path: Path) -> None:
-    needs_lightning = {"callbacks.py", "data.py", "learner.py", "stages.py", "watch.py"}
+    needs_lightning = {"callbacks.py", "data.py", "learner.py", "stages.py", "strategies.py", "watch.py"}
     eager = {name for name, at_once in imports(path) if at_once}
     heavy = {"timm", "transformers", "torchvision", "torchmetrics", "sklearn", "PIL", "wandb"}
     assert not eager & heavy
@@ -77,3 +78,11 @@ def test_a_signature_is_a_schema(cls: type) -> None:
 def test_an_objective_is_one_file_with_one_paper(cls: type) -> None:
     others = [c for c in classes("objectives", Objective) if c.__module__ == cls.__module__]
     assert others == [cls]
+
+
+def test_the_tests_that_the_docs_name_are_there() -> None:
+    files = {path.stem: path.read_text() for path in Path(__file__).parent.glob("test_*.py")}
+    defined = {name for text in files.values() for name in re.findall(r"^ *def (test_\w+)", text, flags=re.M)}
+    named = set(re.findall(r"\btest_\w+", (ROOT / "docs" / "engine.md").read_text()))
+    assert len(named) > 60
+    assert not named - defined - set(files)

@@ -15,7 +15,7 @@ import pytest
 from tests.conftest import TINY
 
 ROOT = Path(__file__).parent.parent
-SOURCES = ("ssl_runner", "conf", "pyproject.toml", "README.md", "LICENSE")
+SOURCES = ("ssl_runner", "hydra_plugins", "conf", "pyproject.toml", "README.md", "LICENSE")
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,8 @@ def succeed(*command: str, cwd: Path) -> str:
 
 
 def test_the_wheel_holds_every_module_and_every_config(wheel: Path) -> None:
-    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "ssl_runner").rglob("*.py")}
+    packages = ("ssl_runner", "hydra_plugins")
+    modules = {str(p.relative_to(ROOT)) for package in packages for p in (ROOT / package).rglob("*.py")}
     configs = {f"ssl_runner/{p.relative_to(ROOT)}" for p in (ROOT / "conf").rglob("*.yaml")}
     held = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert held == modules | configs | {"ssl_runner/conf/__init__.py"}

@@ -6,14 +6,18 @@ from known_faults import (
     general,
     items,
     likelihood,
+    lost,
     masking_words,
     pairs,
     recordings,
+    scale,
     sentences,
     series,
     simcse,
     similarity,
     speech,
+    strategies,
+    sweeps,
     tables,
     text_data,
     transformers_models,
@@ -30,6 +34,11 @@ TITLES = {number: promise.title for number, promise in general.PROMISES.items()}
     44: "Tables: what is learned of columns comes from the training part, and no target is among them",
     45: "Recordings: read whole or not at all, at one rate; padding left out; no voice or prompt in two parts",
     46: "Video: frames by time, all of a clip treated alike, tubes through all of time, no figure in two parts",
+    47: "Data of any size: one order for any ranks and workers, read by the piece, memory flat, packs checked",
+    48: "Sweeps: nothing is run twice or lost, searches go on as they would have, and choose by the validation part",
+    49: "Nothing lost: killed, full, out of memory or left by a rank, a run keeps its last checkpoint and goes on",
+    50: "Trust: what a stranger wrote runs nothing, and secrets are kept out of what is written",
+    51: "How training is carried out: strategies, number formats, averaged weights",
 }
 ABSENT = {
     12: "A probe trained alongside: evaluators run on features of the finished backbone.",
@@ -50,6 +59,10 @@ AREAS = (
     series,
     video,
     pairs,
+    scale,
+    sweeps,
+    lost,
+    strategies,
 )
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from known_faults.fault import OBJECTIVES, PARTS, VIEWS, Fault, fault
 
-W, S = "test_wav2vec2.py::", "test_speech.py::"
+W, S, Q = "test_wav2vec2.py::", "test_speech.py::", "test_best_rq.py::"
 WAV2VEC2, FRAMES = f"{OBJECTIVES}/wav2vec2.py", "ssl_runner/backbones/frames.py"
+BEST_RQ = f"{OBJECTIVES}/best_rq.py"
 
 FAULTS: dict[int, list[Fault]] = {
     33: [
@@ -194,6 +195,55 @@ FAULTS: dict[int, list[Fault]] = {
             f"{OBJECTIVES}/hubert.py",
             "        told = told & known\n",
             "        told = torch.ones_like(told) & known\n",
+        ),
+        fault(
+            "BEST-RQ tells the code that is farthest",
+            Q + "test_codes_are_those_of_equation_1",
+            BEST_RQ,
+            "@ codebook.float().T).argmax(-1)",
+            "@ codebook.float().T).argmin(-1)",
+        ),
+        fault(
+            "padding counts for the mean and deviation of what gets codes",
+            Q + "test_values_are_standardised_over_the_real_tokens_of_their_sample",
+            BEST_RQ,
+            "x, weight = patches.float(), real[..., None].float()",
+            "x, weight = patches.float(), torch.ones_like(real[..., None].float())",
+        ),
+        fault(
+            "values get codes as they are",
+            Q + "test_an_offset_does_not_take_codes_away",
+            BEST_RQ,
+            "at(place, standardised(patches, real))",
+            "at(place, patches.float())",
+        ),
+        fault(
+            "codes are of the noise that replaced the values",
+            Q + "test_the_loss_is_of_the_codes_of_hidden_tokens",
+            BEST_RQ,
+            "standardised(patches, real)), self",
+            "standardised(torch.where(mask[..., None], noise, patches), real)), self",
+        ),
+        fault(
+            "BEST-RQ sees what it tells",
+            Q + "test_what_is_hidden_is_not_seen",
+            BEST_RQ,
+            "self.backbone.embed(torch.where(mask[..., None], noise, patches))",
+            "self.backbone.embed(patches)",
+        ),
+        fault(
+            "tokens that are seen are told as well",
+            Q + "test_the_loss_is_of_the_codes_of_hidden_tokens",
+            BEST_RQ,
+            "        noise = self.noise",
+            "        told = torch.ones_like(told)\n        noise = self.noise",
+        ),
+        fault(
+            "the random codebook is trained",
+            Q + "test_the_quantiser_is_kept_and_never_trained",
+            BEST_RQ,
+            'self.register_buffer("codebook", F.normalize(torch.randn(codes, code_dim), dim=1))',
+            "self.codebook = nn.Parameter(F.normalize(torch.randn(codes, code_dim), dim=1))",
         ),
         fault(
             "CPC's context sees what it tells",

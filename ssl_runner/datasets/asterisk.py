@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import re
+import zlib
 from typing import Annotated, Literal
 
 import torch
@@ -34,6 +35,7 @@ SILENT = "silence" + os.sep
 EMPTY = os.path.join(VOICES["ru"], "is.wav")  # a header without sound
 TEXT = "core-sounds-en.txt.gz"
 TEXT_PACKAGE = "asterisk-core-sounds-en"
+LARGEST = 16 << 20  # bytes of it, unpacked
 SHARES = {"val": 0.1, "test": 0.2}
 
 
@@ -103,9 +105,10 @@ def texts(folder: str, command: str) -> dict[str, str]:
             f"data.transcripts=true: {TEXT!r} is neither in {shared!r} nor in {folder!r}; run `{command}`"
         )
     try:
-        with gzip.open(path, "rt", encoding="utf-8", errors="replace") as file:
-            lines = [line.strip().partition(":") for line in file if not line.startswith(";")]
-    except (OSError, EOFError) as error:
+        with gzip.open(path) as file:
+            content = file.read(LARGEST).decode("utf-8", "replace")
+        lines = [line.strip().partition(":") for line in content.splitlines() if not line.startswith(";")]
+    except (OSError, EOFError, zlib.error) as error:
         raise RequestError(f"{path!r} can't be read ({error}); unpack {TEXT_PACKAGE} again") from error
     said = {name: letters_of(text) for name, _, text in lines}
     return {name: text for name, text in said.items() if text}

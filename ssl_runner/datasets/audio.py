@@ -88,13 +88,13 @@ def _opened(file: str, content: bytes | None) -> Iterator[Any]:
                 with open(file, "rb") if content is None else io.BytesIO(content) as riff:
                     _whole(riff)
             yield sound
-    except (soundfile.SoundFileError, OSError, ValueError, struct.error) as error:
+    except (soundfile.SoundFileError, OSError, ValueError, MemoryError, struct.error) as error:
         raise BrokenSample(f"{file!r} can't be read: {_reason(error)}") from error
 
 
 def _reason(error: Exception) -> str:
     """In a person's words, without the file's name."""
-    told = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error)
+    told = getattr(error, "error_string", None) or getattr(error, "strerror", None) or str(error) or "out of memory"
     return told.rstrip(".")
 
 

@@ -123,7 +123,7 @@ def told(path: str, files: Sequence[str]) -> list[str | None]:
                 texts[os.path.normpath(file)] = text
     except OSError as error:
         raise RequestError(f"data.transcripts={path!r}: can't be read ({error.strerror or error})") from error
-    except (ValueError, csv.Error) as error:
+    except (ValueError, RecursionError, csv.Error) as error:
         raise RequestError(f"data.transcripts={path!r}: is damaged, or no table in UTF-8 ({error})") from error
     if texts and not set(texts) & set(files):
         odd = next(iter(texts))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -18,6 +19,8 @@ from ssl_runner.types import Samples, View
 Split = Literal["pretrain", "train", "val", "test"]
 Key = tuple[int, int]
 """(position in the dataset, random seed of this draw): what the sampler asks a dataset for."""
+
+MIXED = 4  # blocks of a Ragged whose samples are shuffled together
 
 
 class Arrays(Dataset):
@@ -37,12 +40,27 @@ class Arrays(Dataset):
         samples: Samples = {"inputs": [{"x": self.x[index]}], "index": index}
         return with_answers(samples, self, index)
 
+    def part(self, keep: Tensor) -> Arrays:
+        """The samples at these positions, (n,) int64, as what they are here: it may know more of them."""
+        some = copy.copy(self)
+        some.x = self.x[keep]
+        some.label = None if self.label is None else self.label[keep]
+        some.target = None if self.target is None else self.target[keep]
+        return some
+
 
 class Ragged(Dataset):
-    """Samples that differ in size, read one by one in a data worker."""
+    """Samples that differ in size, read one by one in a data worker.
 
+    block: (N,) int64, where samples are cheap to read only together with others, as rows of a row group are: the number
+    of each one's block, in rising order. Training then mixes a few blocks at a time. None: any order is as good.
+    packed_as: the choice of data that reads these samples' files out of tar shards; "" where none does.
+    """
+
+    packed_as: ClassVar[str] = ""
     label: Tensor | None
     target: Tensor | None = None
+    block: Tensor | None = None
 
     def __len__(self) -> int:
         raise NotImplementedError

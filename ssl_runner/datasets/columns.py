@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from annotated_types import Gt
 from torch import Tensor
 
+from ssl_runner.datasets import addresses
 from ssl_runner.datasets import tokenizer as tokenizers
 from ssl_runner.datasets.audio import library
 from ssl_runner.datasets.base import BrokenSample, Source
@@ -30,6 +31,7 @@ from ssl_runner.errors import RequestError
 from ssl_runner.types import View
 
 HELD = 1 << 30  # bytes of decoded pictures that are held in memory
+T = TypeVar("T")
 
 
 class File(NamedTuple):
@@ -223,12 +225,7 @@ class Texts(Input):
 
 def content_of(file: File) -> bytes:
     """Its bytes. Raises BrokenSample."""
-    try:
-        with open(file.path, "rb") as inside:
-            inside.seek(file.start)
-            return inside.read(file.size)
-    except OSError as error:
-        raise BrokenSample(f"{told(file)!r} can't be read: {error}") from error
+    return addresses.content(file.path, file.start, file.size, told(file))
 
 
 def told(file: File) -> str:
@@ -238,6 +235,14 @@ def told(file: File) -> str:
 
 class FileColumn(Column):
     """A column of files, told by their names, from the table's own folder on."""
+
+    def chosen(self, cells: Mapping[str, T]) -> T | None:
+        """The first cell of these names that is there."""
+        return next((cells[name] for name in (self.column, *self.column.split(";")) if name in cells), None)
+
+    def open(self, items: Sequence[File] | Stored, train: Sequence[int]) -> Input:
+        """items: each once, or where they are stored."""
+        raise NotImplementedError
 
     def understood(self, cell: Any, row: Row) -> Item:
         if isinstance(cell, str):
@@ -249,7 +254,26 @@ class FileColumn(Column):
         return cell
 
 
-class FileList:
+class Stored:
+    """N items that are read one by one from where they are stored."""
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """What to call one in a message, or its path where it is a file of its own."""
+        raise NotImplementedError
+
+    def size(self, index: int) -> int:
+        """Bytes of one; about so many, where that is not known before it is read. Raises OSError."""
+        raise NotImplementedError
+
+    def content(self, index: int) -> bytes | None:
+        """Its bytes; None where it is a file of its own. Raises BrokenSample."""
+        raise NotImplementedError
+
+
+class FileList(Stored):
     """Files in as little memory as can be: each worker would copy a list of tuples, by counting references to them."""
 
     def __init__(self, files: Sequence[File]):
@@ -268,6 +292,29 @@ class FileList:
 
     def name(self, index: int) -> str:
         return told(self[index])
+
+    def size(self, index: int) -> int:
+        file = self[index]
+        return os.path.getsize(file.path) if file.size < 0 else file.size
+
+    def content(self, index: int) -> bytes | None:
+        file = self[index]
+        return None if file.size < 0 else content_of(file)
+
+    @staticmethod
+    def joined(lists: Sequence[FileList]) -> FileList:
+        """One behind the other."""
+        whole = FileList([])
+        before = np.cumsum([0, *(len(each._paths) for each in lists)])
+        whole._paths = np.concatenate([each._paths for each in lists])
+        whole._which = np.concatenate([n + each._which for n, each in zip(before, lists, strict=False)])
+        whole._names = np.concatenate([each._names for each in lists])
+        whole._place = np.concatenate([each._place for each in lists])
+        return whole
+
+
+def stored(items: Sequence[File] | Stored) -> Stored:
+    return items if isinstance(items, Stored) else FileList(items)
 
 
 class ImageColumn(FileColumn):
@@ -300,23 +347,22 @@ class ImageColumn(FileColumn):
             num_classes=0,
         )
 
-    def open(self, items: Sequence[File], train: Sequence[int]) -> Pictures:
-        return Pictures(items, self.facts, self.channels, self.size if self.whole else None)
+    def open(self, items: Sequence[File] | Stored, train: Sequence[int]) -> Pictures:
+        return Pictures(stored(items), self.facts, self.channels, self.size if self.whole else None)
 
 
 class Pictures(Input):
     """side: of the square to which each is brought as a whole; None leaves them as they are."""
 
-    def __init__(self, items: Sequence[File], facts: dict[str, Any], channels: Literal[1, 3], side: int | None):
-        self._files, self.facts, self._channels, self._side = FileList(items), facts, channels, side
+    def __init__(self, items: Stored, facts: dict[str, Any], channels: Literal[1, 3], side: int | None):
+        self._files, self.facts, self._channels, self._side = items, facts, channels, side
 
     def view(self, index: int) -> View:
         return {"x": self._read(index) if self.whole is None else self.whole["x"][index]}
 
     def _read(self, index: int) -> Tensor:
-        file = self._files[index]
-        content = None if file.size < 0 else io.BytesIO(content_of(file))
-        x = read_image(told(file), self._channels, content)
+        content = self._files.content(index)
+        x = read_image(self._files.name(index), self._channels, None if content is None else io.BytesIO(content))
         return x if self._side is None else boxed(x, self._side)
 
     def hold(self, on_broken: Literal["skip", "stop"]) -> Tensor:
@@ -356,28 +402,29 @@ class AudioColumn(FileColumn):
             raise RequestError(f"longest={longest}: what is read of a file must be as long as a sample, {seconds}")
         self.rate, self.seconds, self.longest = rate, seconds, longest
 
-    def open(self, items: Sequence[File], train: Sequence[int]) -> Sounds:
-        files = ListedSounds(items, self.rate)
+    def open(self, items: Sequence[File] | Stored, train: Sequence[int]) -> Sounds:
+        files = ListedSounds(stored(items), self.rate)
         return Sounds(files, round(self.seconds * self.rate), round(self.longest * self.rate))
 
 
 class ListedSounds(SoundFiles):
-    """Sounds of files that may lie in archives."""
+    """Sounds that may lie in archives."""
 
-    def __init__(self, files: Sequence[File], rate: int):
-        super().__init__("", [file.path for file in files], rate)
-        self._listed = FileList(files)
+    def __init__(self, files: Stored, rate: int):
+        super().__init__("", [], rate)
+        self._listed = files
+
+    def __len__(self) -> int:
+        return len(self._listed)
 
     def name(self, index: int) -> str:
         return self._listed.name(index)
 
     def size(self, index: int) -> int:
-        size = self._listed[index].size
-        return super().size(index) if size < 0 else size
+        return self._listed.size(index)
 
     def content(self, index: int) -> bytes | None:
-        file = self._listed[index]
-        return None if file.size < 0 else content_of(file)
+        return self._listed.content(index)
 
 
 class Sounds(Input):

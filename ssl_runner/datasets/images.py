@@ -31,6 +31,7 @@ DAMAGE = (
     ArithmeticError,
     EOFError,
     RuntimeError,
+    MemoryError,
     struct.error,
     zlib.error,
 )
@@ -53,6 +54,8 @@ def image_facts(
 
 class Images(Files):
     """Image files of any size. channels: 3 for colour, 1 for grey, whatever they hold. The rest as at Files."""
+
+    packed_as = "tar"
 
     def __init__(self, root: str, files: Sequence[str], label: Tensor | None, channels: Literal[1, 3] = 3):
         super().__init__(root, files, label)
@@ -119,4 +122,4 @@ def _opened(file: str, content: BinaryIO | None = None) -> Iterator[Any]:
     except UnidentifiedImageError as error:
         raise BrokenSample(f"{file!r} can't be read: it is no image, or its header is damaged") from error
     except (*DAMAGE, Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BrokenSample(f"{file!r} can't be read: {error}") from error
+        raise BrokenSample(f"{file!r} can't be read: {error or 'out of memory'}") from error

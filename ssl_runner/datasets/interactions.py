@@ -15,7 +15,7 @@ from annotated_types import Ge, Gt, Le
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
-from ssl_runner.datasets.parquet import arrow
+from ssl_runner.datasets.parquet import arrow, whole
 from ssl_runner.datasets.published import home
 from ssl_runner.errors import RequestError, nearest
 from ssl_runner.types import Samples
@@ -274,7 +274,7 @@ def _parquet(path: str, wanted: dict[str, str]) -> Log:
         header = parquet.read_schema(path).names
         for key, name in wanted.items():
             _place(path, key, name, header)
-        table = parquet.read_table(path, columns=list(dict.fromkeys(wanted.values())))
+        table = whole(path, "data.file", list(dict.fromkeys(wanted.values())))
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise RequestError(f"data.file={path!r}: is no Parquet file that can be read: {error}") from error
     for name in wanted.values():

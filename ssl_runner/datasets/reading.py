@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ssl_runner.datasets.base import BrokenSample, Key, Ragged, with_answers
+from ssl_runner.datasets.base import MIXED, BrokenSample, Key, Ragged, with_answers
 from ssl_runner.errors import RequestError, RunError
 from ssl_runner.types import Samples, View
 
@@ -104,6 +104,17 @@ class Reading(Dataset):
                 )
             inputs.append({name: torch.stack([crop[name] for crop in crops]) for name in crops[0]})
         return with_answers({"inputs": inputs, "index": index, "cropped": True}, self.dataset, index)
+
+
+def shuffled(samples: int, block: Tensor | None, generator: torch.Generator) -> Tensor:
+    """(N,) int64, a permutation. With blocks, (N,) int64 in rising order: of the blocks, and of the samples of every
+    MIXED blocks that come together in it."""
+    if block is None:
+        return torch.randperm(samples, generator=generator)
+    numbers, of = torch.unique_consecutive(block, return_inverse=True)
+    window = torch.randperm(len(numbers), generator=generator) // MIXED
+    order = torch.randperm(samples, generator=generator)
+    return order[window[of[order]].argsort(stable=True)]
 
 
 def read_all(read: Callable[[int], T], count: int) -> list[T | BrokenSample]:

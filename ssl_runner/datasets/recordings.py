@@ -123,6 +123,8 @@ class Recordings(Ragged):
     sample; a longer one is a broken sample, since only a part of its target would be heard.
     """
 
+    packed_as = "tar_audio"
+
     def __init__(
         self, files: SoundFiles, index: Tensor, longest: int, label: Tensor | None, target: Tensor | None, whole: int
     ):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -21,6 +25,12 @@ from ssl_runner.errors import RequestError, nearest
 
 EXTENSIONS = (".csv", ".parquet", ".npy", ".npz", ".ts")
 TABLES = (".csv", ".parquet")
+LARGEST = 8 << 30  # bytes to which an .npz file may unpack
+DAMAGE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError, EOFError, RuntimeError, SyntaxError),
+    *(struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error),
+)
+"""What numpy was seen to raise, or may, on damaged files."""
 Names = Annotated[tuple[str, ...], Len(1)]
 
 
@@ -161,11 +171,9 @@ def _read_all(files: Sequence[tuple[str, str | None]], read: Any, on_broken: Lit
 
 def _arrays(path: str, folder: str | None) -> list[Track]:
     try:
-        loaded = np.load(path, allow_pickle=False)
-        held = {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except (OSError, ValueError, EOFError) as error:
+        x, y = _loaded(path)
+    except DAMAGE as error:
         raise BrokenSample(f"{path}: is no array that can be read ({error})") from error
-    x, y = held.get("x"), held.get("y")
     if x is None or x.ndim not in (1, 2, 3) or x.dtype.kind not in "fiu" or 0 in x.shape:
         raise BrokenSample(f"{path}: holds no numbers of shape (n,), (C, n) or (N, C, n)" + " as `x`" * (x is None))
     several = x.ndim == 3
@@ -178,6 +186,21 @@ def _arrays(path: str, folder: str | None) -> list[Track]:
         Track(values, f"recording {n} of {path}" if several else path, folder if y is None else str(y[n - 1]))
         for n, values in enumerate(x, 1)
     ]
+
+
+def _loaded(path: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """`x` and `y` of an .npz file, or what an .npy file holds. Raises what DAMAGE names."""
+    if not path.lower().endswith(".npz"):
+        return np.load(path, mmap_mode="r", allow_pickle=False), None  # a map can't be larger than its file
+    with zipfile.ZipFile(path) as archive:
+        size = sum(each.file_size for each in archive.infolist())
+    if size > LARGEST:
+        raise ValueError(f"it unpacks to {size / 1e9:.0f} GB; give it as .npy files")
+    with np.load(path, allow_pickle=False) as held:
+        found = [held[name] if name in held.files else None for name in ("x", "y")]
+    if any(each is not None and not isinstance(each, np.ndarray) for each in found):
+        raise ValueError("it holds something else")
+    return found[0], found[1]
 
 
 def _ts(path: str, folder: str | None) -> list[Track]:

@@ -3,22 +3,20 @@ are a sample."""
 
 from __future__ import annotations
 
-import os
-import tarfile
 from collections.abc import Iterator
 from typing import Literal
 
+from ssl_runner.datasets import addresses
 from ssl_runner.datasets.columns import Column, File, Row
-from ssl_runner.datasets.layout import PARTS
 from ssl_runner.datasets.pairs import Paired, Shares
-from ssl_runner.datasets.published import home
-from ssl_runner.errors import RequestError
+from ssl_runner.datasets.tar import archives, listed, samples_of, scan, text_of
 
 
 class Shards(Paired):
     """Pairs in .tar files that are not compressed.
 
-    root: a .tar, a folder of them, or a folder with train, val and test, or train alone, which hold them.
+    root: a .tar, a folder of them, or a folder with train, val and test, or train alone, which hold them; here, or at
+    an address that fsspec knows.
     A sample is what of one archive has the same name up to the first dot behind the last slash; its columns are what
     comes behind that dot: `000017.jpg` and `000017.txt` give `000017` the columns jpg and txt. first, second: how they
     are read (ssl_runner.datasets.columns): text, pictures, or sounds (wav, flac, ogg, mp3). label_column:
@@ -42,8 +40,8 @@ class Shards(Paired):
     ):
         rows = [
             Row(cells, f"{path}:{stem}", "", part)
-            for part, path in archives(home(root), root)
-            for stem, cells in samples_of(path)
+            for part, path in archives(addresses.home(root), root)
+            for stem, cells in cells_of(path, label_column)
         ]
         super().__init__(
             rows,
@@ -57,38 +55,13 @@ class Shards(Paired):
         )
 
 
-def archives(root: str, given: str) -> list[tuple[Literal["train", "val", "test"], str]]:
-    """(part, file) of every archive, in order. Raises RequestError where there are none to train on."""
-    if os.path.isfile(root):
-        return [("train", root)]
-    folders = {part: os.path.join(root, part) for part in PARTS}
-    if not os.path.isdir(folders["train"]):
-        folders = {"train": root}
-    found = [(part, path) for part, folder in folders.items() for path in _tars(folder)]
-    if not any(part == "train" for part, _ in found):
-        raise RequestError(f"data.root={given!r}: no .tar in it to train on; give a .tar, or a folder of them")
-    return found
-
-
-def _tars(folder: str) -> list[str]:
-    if not os.path.isdir(folder):
-        return []
-    return [os.path.join(folder, name) for name in sorted(os.listdir(folder)) if name.lower().endswith(".tar")]
-
-
-def samples_of(path: str) -> Iterator[tuple[str, dict[str, File]]]:
-    """(stem, extension -> member) of each sample of an archive, in order. Raises RequestError for what is none."""
-    found: dict[str, dict[str, File]] = {}
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                folder, _, name = member.name.rpartition("/")
-                stem, _, extension = name.partition(".")
-                if member.isreg() and stem and extension:
-                    cells = found.setdefault(f"{folder}/{stem}" if folder else stem, {})
-                    cells[extension.lower()] = File(path, member.offset_data, member.size, member.name)
-    except (tarfile.TarError, OSError) as error:
-        raise RequestError(
-            f"data.root: {path!r} is no .tar that can be read ({error}); unpack a compressed one"
-        ) from error
-    yield from found.items()
+def cells_of(path: str, label: str | None) -> Iterator[tuple[str, dict[str, File | str]]]:
+    """(stem, extension -> member) of each sample of an archive, in order; of the label the text. Raises RequestError
+    for what is no archive."""
+    for stem, found in samples_of(listed(scan(path))):
+        cells: dict[str, File | str] = {
+            extension: File(path, member.start, member.size, member.name) for extension, member in found.items()
+        }
+        if label in found:
+            cells[label] = text_of(path, found[label])
+        yield stem, cells

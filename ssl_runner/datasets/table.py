@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Source, Split
 from ssl_runner.datasets.layout import PARTS
-from ssl_runner.datasets.parquet import arrow
+from ssl_runner.datasets.parquet import whole
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
 from ssl_runner.errors import RequestError, nearest
@@ -380,11 +380,7 @@ def _csv(path: str, missing: set[str], delimiter: str, codec: str) -> Frame:
 
 
 def _parquet(path: str, missing: set[str]) -> Frame:
-    pyarrow = arrow(path, "data.root")
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise RequestError(f"{path!r} is no Parquet file that can be read: {error}") from error
+    table = whole(path, "data.root")
     _unique(table.column_names, path)
     frame: Frame = {}
     for name in table.column_names:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ssl_runner.datasets import tokenizer as tokenizers
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
 from ssl_runner.datasets.documents import LABEL, TEXT, Corpus, Extension, LeftOut, folder, warn
+from ssl_runner.datasets.mapped import Rows, numbers
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.splits import stratified
 from ssl_runner.datasets.tokenizer import Bytes, Encoded, Kind, Tokenizer, bag, pieces
@@ -51,13 +52,13 @@ class Ids(Arrays):
 
     def __init__(
         self,
-        row: Tensor,
+        row: Tensor | Rows,
         bounds: Tensor,
         length: int,
         tokenizer: Tokenizer,
         *,
         label: Tensor | None,
-        tag: Tensor | None,
+        tag: Tensor | Rows | None,
         padded: bool,
     ):
         super().__init__(bounds, label)
@@ -163,7 +164,7 @@ class Documents(Source):
         if name == "pretrain":
             return self._unlabelled("train")
         label = torch.from_numpy(np.load(self._documents / f"{name}_label.npy")) if self.labelled else None
-        tag = _row(self._documents / f"{name}.tags", np.int16) if self.tags else None
+        tag = numbers(self._documents / f"{name}.tags", np.int16) if self.tags else None
         return self._items(self._documents, name, label, tag)
 
     def pretext(self, name: Literal["val", "test"]) -> Ids:
@@ -172,15 +173,15 @@ class Documents(Source):
     def _unlabelled(self, name: Part) -> Ids:
         if not self._packed:
             return self._items(self._pretext, name, None, None)
-        row = _row(self._pretext / f"{name}.ids", np.int32)
+        row = numbers(self._pretext / f"{name}.ids", np.int32)
         ends = torch.arange(len(row) // self._length + 1) * self._length
         bounds = torch.stack([ends[:-1], ends[1:]], 1)
         return Ids(row, bounds, self._length, self.tokenizer, label=None, tag=None, padded=False)
 
-    def _items(self, folder: Path, name: str, label: Tensor | None, tag: Tensor | None) -> Ids:
+    def _items(self, folder: Path, name: str, label: Tensor | None, tag: Rows | None) -> Ids:
         ends = torch.from_numpy(np.fromfile(folder / f"{name}.ends", np.int64))
         bounds = torch.stack([F.pad(ends[:-1], (1, 0)) if len(ends) else ends, ends], 1)
-        row = _row(folder / f"{name}.ids", np.int32)
+        row = numbers(folder / f"{name}.ids", np.int32)
         return Ids(row, bounds, self._length, self.tokenizer, label=label, tag=tag, padded=True)
 
     def measure(self, name: Part) -> dict[str, int]:
@@ -376,14 +377,6 @@ def _key(*parts: Any) -> str:
 
 def _about(folder: Path) -> dict[str, Any]:
     return json.loads((folder / ABOUT).read_text(encoding="utf-8"))
-
-
-def _row(file: Path, kind: type[np.number]) -> Tensor:
-    """(n,), raw numbers of a memory-mapped file."""
-    if not file.stat().st_size:
-        return torch.from_numpy(np.zeros(0, kind))
-    # "c": torch wants to be able to write, and a write would stay in memory
-    return torch.from_numpy(np.memmap(file, kind, "c"))
 
 
 class Division:

@@ -18,7 +18,7 @@ from torch import Tensor
 from ssl_runner.datasets import tokenizer as tokenizers
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
 from ssl_runner.datasets.layout import PARTS
-from ssl_runner.datasets.parquet import arrow
+from ssl_runner.datasets.parquet import whole
 from ssl_runner.datasets.published import home
 from ssl_runner.datasets.tokenizer import Bytes, Tokenizer, bag
 from ssl_runner.errors import RequestError, nearest
@@ -209,9 +209,5 @@ def _json_lines(file: Any, path: str) -> Iterator[tuple[str, Mapping[str, Any]]]
 
 
 def _parquet(path: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    pyarrow = arrow(path, "data.root")
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, ValueError) as error:
-        raise RequestError(f"data.root: {path!r} is no Parquet file that can be read: {error}") from error
+    rows = whole(path, "data.root").to_pylist()
     yield from ((f"{path}, row {number}", row) for number, row in enumerate(rows, 1))

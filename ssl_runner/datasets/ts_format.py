@@ -8,6 +8,7 @@ import numpy as np
 
 from ssl_runner.datasets.base import BrokenSample
 
+UNEVEN = 1000  # times as large as the values in it, a recording with its short channels filled up may be
 Entry = tuple[np.ndarray, str | None]
 """(C, n) float32 values, NaN where one is missing or a channel is shorter than the longest; and the class."""
 
@@ -31,7 +32,7 @@ def parse(lines: Iterable[str], path: str) -> list[Entry]:
         elif text[0] != "@":
             raise BrokenSample(f"{where}: neither a comment nor a line of the header, which ends with @data")
         else:
-            key, *values = text[1:].split()
+            key, *values = text[1:].split() or [""]
             data = key.lower() == "data"
             header[key.lower()] = values
     if _says(header, "targetlabel"):
@@ -54,7 +55,10 @@ def _entry(text: str, header: dict[str, list[str]], where: str) -> Entry:
     if not channels or not all(channel.strip() for channel in channels):
         raise BrokenSample(f"{where}: has a channel without values")
     rows = [[_number(value, where) for value in channel.split(",")] for channel in channels]
-    values = np.full((len(rows), max(map(len, rows))), np.nan, np.float32)
+    longest, there = max(map(len, rows)), sum(map(len, rows))
+    if len(rows) * longest > UNEVEN * there:
+        raise BrokenSample(f"{where}: its {len(rows)} channels differ too much in length; the longest has {longest}")
+    values = np.full((len(rows), longest), np.nan, np.float32)
     for into, row in zip(values, rows, strict=True):
         into[: len(row)] = row
     return values, label

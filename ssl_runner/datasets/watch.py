@@ -13,6 +13,7 @@ import numpy as np
 from annotated_types import Ge, Gt
 
 from ssl_runner.datasets.published import folder_of, home
+from ssl_runner.datasets.series import DAMAGE
 from ssl_runner.datasets.stretches import Track, Tracks
 from ssl_runner.errors import RequestError
 
@@ -75,7 +76,7 @@ def read(path: str) -> dict[str, Any]:
             told = _Plain(file).load().item()
         if {"X", "X_labels", "y", "y_labels", "subject"} - set(told):
             raise ValueError("lacks some of X, X_labels, y, y_labels and subject")
-    except (ValueError, AttributeError, EOFError, TypeError, pickle.UnpicklingError) as error:
+    except (*DAMAGE, AttributeError, SystemError, pickle.UnpicklingError) as error:
         raise RequestError(f"data.root: {path!r} is not the watch data as it was published: {error}") from error
     return told
 

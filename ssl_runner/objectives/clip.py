@@ -40,11 +40,12 @@ class CLIP(Space):
         temperature: Annotated[float, Ge(0.01)] = 0.07,
     ):
         super().__init__(backbone, dim)
-        self.log_scale = nn.Parameter(torch.tensor(-math.log(temperature)))
+        # of one element, for scalars can't be cut over ranks
+        self.log_scale = nn.Parameter(torch.tensor([-math.log(temperature)]))
 
     def forward(self, batch: Batch) -> Loss:
         a, b = batch["views"]
-        scale = self.log_scale.float().exp()
+        scale = self.log_scale.float().exp().squeeze()
         return Loss(symmetric(self.first(a), self.second(b), scale), {"scale": scale.detach()})
 
     @torch.no_grad()

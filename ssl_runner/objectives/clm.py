@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ssl_runner.parts.ids import parts_of, vocabulary_of
 from ssl_runner.parts.patches import masked_mean
-from ssl_runner.types import Batch, Likelihood, Loss, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Likelihood, Loss, TokenBackbone
 
 
 class CLM(Likelihood):
@@ -29,6 +29,7 @@ class CLM(Likelihood):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(self, backbone: TokenBackbone, *, separator: int | None):
         super().__init__()

@@ -28,6 +28,7 @@ class CPC(Objective):
     """
 
     views = 1
+    indivisible = "its negatives come from its micro-batch"
 
     def __init__(self, backbone: FrameBackbone, *, steps: Annotated[int, Gt(0)] = 12):
         super().__init__()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ssl_runner.evaluators.transcripts import error_rates
 from ssl_runner.parts.ctc import beam, greedy
 from ssl_runner.parts.gather import all_reduce, world_size
-from ssl_runner.types import Batch, Loss, Predictor, TokenBackbone, View
+from ssl_runner.types import COUNTS, Batch, Loss, Predictor, TokenBackbone, View
 
 
 class CTC(Predictor):
@@ -31,6 +31,7 @@ class CTC(Predictor):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ssl_runner.parts.masking import block_mask, grid_of, random_mask
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.teacher import Teacher
-from ssl_runner.types import Batch, FrameBackbone, Loss, Objective, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, FrameBackbone, Loss, Objective, TokenBackbone
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -36,6 +36,7 @@ class Data2Vec(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

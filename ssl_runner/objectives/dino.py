@@ -39,6 +39,7 @@ class DINO(Objective):
     """
 
     views = None
+    indivisible = "its centre moves with each micro-batch"
     centre: Tensor
     progress: Tensor
 

@@ -16,7 +16,7 @@ from ssl_runner.objectives.mlm import MLM
 from ssl_runner.parts.hiding import put
 from ssl_runner.parts.ids import cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Loss, Objective, TokenBackbone
 
 
 class ELECTRA(Objective):
@@ -32,6 +32,7 @@ class ELECTRA(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
 from ssl_runner.parts.patches import masked_mean, patch_sizes
-from ssl_runner.types import Batch, Loss, Predictor, TokenBackbone, View
+from ssl_runner.types import COUNTS, Batch, Loss, Predictor, TokenBackbone, View
 
 
 class Forecast(Predictor):
@@ -31,6 +31,7 @@ class Forecast(Predictor):
     """
 
     monitor = "-val/loss"
+    indivisible = COUNTS
 
     def __init__(
         self,

@@ -20,7 +20,7 @@ from ssl_runner.parts.kmeans import kmeans, nearness
 from ssl_runner.parts.masking import at, hidden_places, most_hidden, span_mask
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.prototypes import share_used
-from ssl_runner.types import Batch, FrameBackbone, Loss, Objective, View
+from ssl_runner.types import COUNTS, Batch, FrameBackbone, Loss, Objective, View
 
 Count = Annotated[int, Gt(0)]
 Share = Annotated[float, Gt(0), Le(1)]
@@ -44,6 +44,7 @@ class HuBERT(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
     rows: Tensor
     met: Tensor
     centroids: Tensor

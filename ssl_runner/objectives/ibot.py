@@ -41,6 +41,7 @@ class IBOT(Objective):
     """
 
     views = None
+    indivisible = "its centres move with each micro-batch"
     centre: Tensor
     token_centre: Tensor
     progress: Tensor

@@ -16,7 +16,7 @@ from ssl_runner.errors import RequestError
 from ssl_runner.parts.decoder import Decoder
 from ssl_runner.parts.patches import masked_mean, patch_sizes
 from ssl_runner.parts.teacher import Teacher
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Loss, Objective, TokenBackbone
 from ssl_runner.views.draws import ascending
 
 Share = Annotated[float, Gt(0), Le(1)]
@@ -35,6 +35,7 @@ class IJEPA(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

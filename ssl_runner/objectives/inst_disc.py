@@ -32,6 +32,7 @@ class InstDisc(Objective):
     """
 
     views = 1
+    indivisible = "its memory takes in each micro-batch, behind which the next one meets it"
     memory: Tensor
     z: Tensor
 

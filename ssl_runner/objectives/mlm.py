@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_runner.parts.hiding import Hiding, put
 from ssl_runner.parts.ids import IdHead, cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
-from ssl_runner.types import Batch, Loss, NextId, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Loss, NextId, TokenBackbone
 
 Share = Annotated[float, Ge(0), Le(1)]
 
@@ -38,6 +38,7 @@ class MLM(NextId):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

@@ -33,6 +33,7 @@ class MoCoV2(Objective):
     """
 
     views = 2
+    indivisible = "its queue takes in each micro-batch, which the next one meets there"
 
     def __init__(
         self,

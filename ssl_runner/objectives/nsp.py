@@ -18,7 +18,7 @@ from ssl_runner.parts.hiding import Hiding, put
 from ssl_runner.parts.ids import IdHead, cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.segments import Pairs, cuts, drawn, inside
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Loss, Objective, TokenBackbone
 
 
 class NSP(Objective):
@@ -34,6 +34,7 @@ class NSP(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

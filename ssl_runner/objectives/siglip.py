@@ -38,12 +38,13 @@ class SigLIP(Space):
         bias: float = -10.0,
     ):
         super().__init__(backbone, dim)
-        self.log_scale = nn.Parameter(torch.tensor(math.log(scale)))
-        self.bias = nn.Parameter(torch.tensor(bias))
+        # of one element each, for scalars can't be cut over ranks
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.bias = nn.Parameter(torch.tensor([bias]))
 
     def forward(self, batch: Batch) -> Loss:
         a, b = batch["views"]
-        scale, bias = self.log_scale.float().exp(), self.bias.float()
+        scale, bias = self.log_scale.float().exp().squeeze(), self.bias.float().squeeze()
         loss = sigmoid(self.first(a), self.second(b), scale, bias)
         return Loss(loss, {"scale": scale.detach(), "bias": bias.detach()})
 

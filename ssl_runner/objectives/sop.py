@@ -14,7 +14,7 @@ from torch import Tensor
 from ssl_runner.objectives.nsp import PairTasks
 from ssl_runner.parts.ids import parts_of
 from ssl_runner.parts.segments import Pairs, cuts, drawn, inside
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Loss, Objective, TokenBackbone
 
 
 class SOP(Objective):
@@ -29,6 +29,7 @@ class SOP(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

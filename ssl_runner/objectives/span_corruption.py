@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_runner.parts.ids import IdHead, cross_entropy, parts_of
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.seq2seq import Reader
-from ssl_runner.types import Batch, Loss, Objective, TokenBackbone
+from ssl_runner.types import COUNTS, Batch, Loss, Objective, TokenBackbone
 
 
 class SpanCorruption(Objective):
@@ -38,6 +38,7 @@ class SpanCorruption(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,

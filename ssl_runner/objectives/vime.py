@@ -33,6 +33,7 @@ class VIME(Objective):
     """
 
     views = 1
+    indivisible = "what it puts in place of a value comes from the same micro-batch"
     counts: Tensor
 
     def __init__(

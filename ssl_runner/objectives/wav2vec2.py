@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ssl_runner.parts.masking import at, hidden_places, most_hidden, span_mask
 from ssl_runner.parts.patches import masked_mean
 from ssl_runner.parts.quantiser import Quantiser, perplexity
-from ssl_runner.types import Batch, FrameBackbone, Loss, Objective
+from ssl_runner.types import COUNTS, Batch, FrameBackbone, Loss, Objective
 
 Count = Annotated[int, Gt(0)]
 Positive = Annotated[float, Gt(0)]
@@ -41,6 +41,7 @@ class Wav2Vec2(Objective):
     """
 
     views = 1
+    indivisible = COUNTS
 
     def __init__(
         self,
