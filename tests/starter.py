@@ -68,6 +68,7 @@ class Run:
 
     def __init__(self, starter: Starter, pid: int, out: Path):
         self._starter, self.pid, self._out = starter, pid, out
+        out.touch()  # it may be killed before it says anything
 
     def send(self, signum: int) -> None:
         os.kill(self.pid, signum)
