@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-from lightning_fabric.plugins import CheckpointIO
+from lightning_fabric.plugins import CheckpointIO, XLACheckpointIO
+from lightning_fabric.utilities import move_data_to_device
 from pytorch_lightning.loggers.logger import Logger
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -27,13 +28,17 @@ class AtomicIO(CheckpointIO):
     """Lightning's checkpoints through ssl_runner.checkpoint: atomic, and never unpickled as code."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        save_checkpoint(checkpoint, Path(path))
+        save_checkpoint(move_data_to_device(checkpoint, "cpu"), Path(path))
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         return load_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+class AtomicXlaIO(AtomicIO, XLACheckpointIO):
+    """The same, under the type that Lightning asks for on TPUs."""
 
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)

@@ -22,7 +22,7 @@ from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
 from ssl_runner import build, devices, finders, jobs, report, runs, search
-from ssl_runner.callbacks import AtomicIO, Checkpoints, Display, Outside, TableLogger
+from ssl_runner.callbacks import AtomicIO, AtomicXlaIO, Checkpoints, Display, Outside, TableLogger
 from ssl_runner.checkpoint import load_backbone, load_checkpoint, objective_weights, save_backbone
 from ssl_runner.config import Device, Engine
 from ssl_runner.data import LOOKED_AT, DataModule
@@ -395,7 +395,7 @@ def trainer_for(
         benchmark=True,
         logger=loggers,
         callbacks=callbacks,
-        plugins=[AtomicIO()],
+        plugins=[AtomicXlaIO() if accelerator == "tpu" else AtomicIO()],
         default_root_dir=folder,
     )
     if hasattr(trainer.strategy, "_timeout"):  # of any strategy of several processes
