@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import pytorch_lightning as pl
@@ -148,7 +147,7 @@ class DataModule(pl.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         dataset = self.source.split(self.train_split)
         if self.keep is not None:
-            dataset = _Part(dataset, self.keep) if isinstance(dataset, Ragged) else dataset.part(self.keep)
+            dataset = dataset.part(self.keep)
         ranks, rank = self._ranks()
         sampler = TrainBatches(
             len(dataset),
@@ -260,28 +259,3 @@ def glimpse(source: Source, views: Views, dataset: Arrays | Ragged, count: int, 
 def _as_fetched(samples: Any) -> Any:
     """Datasets here give whole batches."""
     return samples
-
-
-class _Part(Ragged):
-    """Some samples of a ragged dataset."""
-
-    def __init__(self, dataset: Ragged, keep: Tensor):
-        self.dataset, self.keep = dataset, keep
-        self.label = None if dataset.label is None else dataset.label[keep]
-        self.target = None if dataset.target is None else dataset.target[keep]
-        self.block = None if dataset.block is None else dataset.block[keep]
-
-    def __len__(self) -> int:
-        return len(self.keep)
-
-    def read(self, index: int) -> Tensor:
-        return self.dataset.read(int(self.keep[index]))
-
-    def inputs(self, index: int) -> list[View]:
-        return self.dataset.inputs(int(self.keep[index]))
-
-    def name(self, index: int) -> str:
-        return self.dataset.name(int(self.keep[index]))
-
-    def reading(self) -> AbstractContextManager:
-        return self.dataset.reading()

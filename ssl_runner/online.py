@@ -63,17 +63,11 @@ class Neighbours:
     @torch.no_grad()
     def __call__(self, learner: Learner, data: DataModule, context: Any) -> float:
         """context: that in which the forward pass runs, of its precision. Every rank scores all the samples: none waits
-        for another one, and a backbone that is in pieces on all of them can be called."""
-        objective = learner.objective
-        modes = [(module, module.training) for module in objective.modules()]
-        objective.eval()
-        try:
-            with learner.averaged(), torch.random.fork_rng(devices=[]), context:
-                bank, bank_label = self._features(objective.backbone, data, "train")
-                query, label = self._features(objective.backbone, data, "val")
-        finally:
-            for module, mode in modes:
-                module.training = mode
+        for another one, and a backbone that is in pieces on all of them can be called. All is in
+        evaluation mode at a validation: Lightning puts it there, and back."""
+        with learner.averaged(), torch.random.fork_rng(devices=[]), context:
+            bank, bank_label = self._features(learner.objective.backbone, data, "train")
+            query, label = self._features(learner.objective.backbone, data, "val")
         if not (bank.isfinite().all() and query.isfinite().all()):
             raise RunError("online: features are NaN or infinite; the backbone has diverged")
         found = votes(query, bank, bank_label, data.num_classes, self.k, self.temperature).argmax(1)
@@ -107,10 +101,8 @@ class Neighbours:
 
 def chosen(dataset: Arrays | Ragged, count: int) -> Arrays | Ragged:
     """A fixed random choice of a dataset's samples; all of them where there are no more."""
-    from ssl_runner.data import _Part
-
     if len(dataset) <= count:
         return dataset
     generator = torch.Generator().manual_seed(derive(0, "online", len(dataset)))
     keep = torch.randperm(len(dataset), generator=generator)[:count].sort().values
-    return _Part(dataset, keep) if isinstance(dataset, Ragged) else dataset.part(keep)
+    return dataset.part(keep)

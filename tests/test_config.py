@@ -47,19 +47,7 @@ REFUSED = [("device", "deepspeed")]
 
 
 def every_choice() -> list[tuple[str, str]]:
-    groups = [
-        "data",
-        "views",
-        "backbone",
-        "objective",
-        "optim",
-        "schedule",
-        "precision",
-        "device",
-        "logger",
-        "online",
-        "launcher",
-    ]
+    groups = [group for group in cli.GROUPS if group not in ("task", "evaluators", "hparams_search")]
     found = [(g, p.stem) for g in groups for p in sorted((CONF / g).glob("[!_]*.yaml"))]
     return [choice for choice in found if choice not in REFUSED]
 

@@ -23,7 +23,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ssl_runner import build, jobs, runs, sweeps
+from ssl_runner import build, jobs, online, runs, sweeps
 from ssl_runner.checkpoint import load_backbone
 from ssl_runner.data import DataModule
 from ssl_runner.datasets.base import Source
@@ -110,6 +110,8 @@ def test_a_failure_is_written_down_and_the_same_command_runs_only_what_is_missin
     code, out, err = ssl_run(*command)
     assert code == 2
     assert "2 jobs: 1 done, 1 to run again" in out
+    assert "job 0 (" in out
+    assert "job 1 (" not in out
     assert "1 of 2 jobs failed" in err
     assert (folder / "1" / runs.METRICS).stat().st_mtime_ns == done
     assert folder_of(tmp_path) == folder, "no second folder"
@@ -553,7 +555,10 @@ def test_an_online_score_disturbs_nothing_and_is_of_the_validation_part(
         made.append(self)
         return plain(self, dataset)
 
+    queries: list[torch.Tensor] = []
+    votes = online.votes
     monkeypatch.setattr(DataModule, "plain", noted)
+    monkeypatch.setattr(online, "votes", lambda query, *rest: votes(queries.append(query) or query, *rest))
     assert ssl_run(*ONLINE, "evaluators=none", "online=knn", "online.k=3", "hydra.run.dir=with")[0] == 0
     assert seen == ["train", "val"] * 2, "at each validation, and never the test part"
     same_result(tmp_path / "without", tmp_path / "with")
@@ -563,6 +568,8 @@ def test_an_online_score_disturbs_nothing_and_is_of_the_validation_part(
     backbone = build.backbone(runs.read_config(tmp_path / "with"))
     load_backbone(backbone, tmp_path / "with" / runs.BACKBONE)
     assert two["val/knn"] == KNN(k=3)(frozen(backbone), ByValidation(made[0]))["accuracy"]
+    averaged, _ = made[0].features(frozen(backbone), "val")
+    torch.testing.assert_close(queries[-1], averaged)
 
 
 def test_an_online_score_is_of_no_more_samples_than_asked_and_always_the_same() -> None:

@@ -126,20 +126,6 @@ FAULTS: dict[int, list[Fault]] = {
             'data, "test")  # type: ignore[arg-type]',
         ),
         fault(
-            "the online score leaves the backbone in evaluation mode",
-            "test_sweeps.py::test_an_online_score_disturbs_nothing_and_is_of_the_validation_part",
-            "ssl_runner/online.py",
-            "                module.training = mode\n",
-            "                pass\n",
-        ),
-        fault(
-            "the online score moves BatchNorm's statistics",
-            "test_sweeps.py::test_an_online_score_disturbs_nothing_and_is_of_the_validation_part",
-            "ssl_runner/online.py",
-            "        objective.eval()\n",
-            "",
-        ),
-        fault(
             "the online score is of the last weights, not the averaged ones",
             "test_sweeps.py::test_an_online_score_disturbs_nothing_and_is_of_the_validation_part",
             "ssl_runner/online.py",

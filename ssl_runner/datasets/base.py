@@ -82,6 +82,35 @@ class Ragged(Dataset):
         """What to call this sample in an error message: its file."""
         raise NotImplementedError
 
+    def part(self, keep: Tensor) -> Ragged:
+        """The samples at these places, (n,) int64."""
+        return _Part(self, keep)
+
+
+class _Part(Ragged):
+    """Some samples of a ragged dataset."""
+
+    def __init__(self, dataset: Ragged, keep: Tensor):
+        self.dataset, self.keep = dataset, keep
+        self.label = None if dataset.label is None else dataset.label[keep]
+        self.target = None if dataset.target is None else dataset.target[keep]
+        self.block = None if dataset.block is None else dataset.block[keep]
+
+    def __len__(self) -> int:
+        return len(self.keep)
+
+    def read(self, index: int) -> Tensor:
+        return self.dataset.read(int(self.keep[index]))
+
+    def inputs(self, index: int) -> list[View]:
+        return self.dataset.inputs(int(self.keep[index]))
+
+    def name(self, index: int) -> str:
+        return self.dataset.name(int(self.keep[index]))
+
+    def reading(self) -> AbstractContextManager:
+        return self.dataset.reading()
+
 
 def with_answers(samples: Samples, dataset: Arrays | Ragged, index: Tensor) -> Samples:
     """The samples at these places of a dataset, with the labels and targets that it has for them."""
