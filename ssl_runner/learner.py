@@ -179,6 +179,10 @@ class Learner(pl.LightningModule):
     def _seed_draws(self, seed: int) -> None:
         # torch.manual_seed leaves each kind of accelerator a note with the whole stack in it, at a millisecond a step
         (torch.default_generator.manual_seed if self.device.type == "cpu" else torch.manual_seed)(seed)
+        if self.device.type == "xla":  # of which torch.manual_seed knows nothing
+            import torch_xla.core.xla_model as xm
+
+            xm.set_rng_state(seed, str(self.device))
 
     def record(self, metrics: Mapping[str, float]) -> None:
         row = {**metrics, "epoch": self.global_step / self.clock.steps_per_epoch}

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -26,6 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ssl_runner import devices, finders, parallel, runs
 from ssl_runner.checkpoint import load_checkpoint, read_backbone
 from ssl_runner.errors import RequestError
+from ssl_runner.learner import Learner
 from ssl_runner.optim.recipe import SGD
 from ssl_runner.parts.batchnorm import synchronise
 from ssl_runner.parts.teacher import Teacher
@@ -604,6 +606,27 @@ def test_fp8_is_for_hardware_that_has_it(
     else:
         with pytest.raises(RequestError, match=r"capability 8\.9 on, and this is Some Card"):
             devices.precision("fp8", "gpu")
+
+
+def test_draws_on_a_tpu_follow_the_seed_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of torch_xla only its generator, which torch.manual_seed does not know; scripts/xla.py runs all of it."""
+    told: list[tuple[int, str]] = []
+    xm = ModuleType("torch_xla.core.xla_model")
+    xm.set_rng_state = lambda seed, device: told.append((seed, device))  # type: ignore[attr-defined]
+    for name, module in {
+        "torch_xla": ModuleType("torch_xla"),
+        "torch_xla.core": ModuleType("core"),
+        xm.__name__: xm,
+    }.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(sys.modules["torch_xla.core"], "xla_model", xm, raising=False)
+    for device, wanted in ((torch.device("xla:0"), [(7, "xla:0")]), (torch.device("cpu"), [])):
+        told.clear()
+        Learner._seed_draws(SimpleNamespace(device=device), 7)  # type: ignore[arg-type]
+        assert told == wanted
+        drawn = torch.rand(3)
+        torch.manual_seed(7)
+        assert torch.equal(drawn, torch.rand(3))
 
 
 def test_in_fp8_the_linear_layers_that_fit_learn_with_its_rounding() -> None:

@@ -9,6 +9,13 @@ S = "test_strategies.py::"
 FAULTS: dict[int, list[Fault]] = {
     51: [
         fault(
+            "a TPU's generator is never seeded",
+            S + "test_draws_on_a_tpu_follow_the_seed_too",
+            "ssl_runner/learner.py",
+            "            xm.set_rng_state(seed, str(self.device))\n",
+            "            xm.get_rng_state(str(self.device))\n",
+        ),
+        fault(
             "averaged weights never move",
             S + "test_kept_are_averaged_weights_that_forget_their_start",
             "ssl_runner/learner.py",

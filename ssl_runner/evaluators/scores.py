@@ -44,10 +44,10 @@ def classification(scores: Tensor, label: Tensor, num_classes: int) -> dict[str,
 
     if not scores.isfinite().all():
         raise RunError("the classifier's scores are NaN or infinite; it has diverged")
-    predicted = scores.argmax(1)
+    place = (scores >= scores.gather(1, label[:, None])).sum(1).cpu()
+    predicted, label = scores.argmax(1).cpu(), label.cpu()  # torchmetrics fails on a TPU
     figures = {"accuracy": multiclass_accuracy(predicted, label, num_classes, average="micro").item()}
     if num_classes > 5:
-        place = (scores >= scores.gather(1, label[:, None])).sum(1)
         hit = (place <= 5) | (predicted == label)  # right is right, whatever else has the same score
         figures["accuracy_top5"] = hit.to(torch.float32).mean().item()
     figures["f1"] = multiclass_f1_score(predicted, label, num_classes, average="macro").item()

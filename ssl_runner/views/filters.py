@@ -73,7 +73,7 @@ def _reflected(weight: Tensor, side: int) -> Tensor:
 class GaussianNoise(Transform):
     """Adds normal noise of standard deviation `std`, with probability p. The result is not clamped.
 
-    The noise, being as large as the samples, is drawn on their own device; torch.manual_seed seeds that too.
+    The noise, being as large as the samples, is drawn on their own device, which the learner seeds too.
     """
 
     def __init__(self, *, std: Annotated[float, Ge(0)], p: Share = 1.0):
