@@ -31,7 +31,7 @@ from ssl_runner.objectives.ctc import CTC, ctc_loss
 from ssl_runner.objectives.enhancement import Enhancement
 from ssl_runner.objectives.hubert import HuBERT
 from ssl_runner.objectives.mae import MAE
-from ssl_runner.parts.cepstra import Cepstra, changes
+from ssl_runner.parts.cepstra import BandCepstra, Cepstra, changes
 from ssl_runner.parts.ctc import beam, collapsed, greedy
 from ssl_runner.parts.kmeans import kmeans
 from ssl_runner.parts.noise import noisy, si_sdr
@@ -90,7 +90,7 @@ def test_cepstra_are_as_written_out() -> None:
     torch.manual_seed(0)
     rate, n, mels, count = 8000, 200, 23, 13
     windows = torch.randn(2, 1, 5, n)
-    found = Cepstra(rate=rate)(windows)
+    found = Cepstra(shape=(1, 8000), rate=rate)(windows)
     assert found.shape == (2, 5, 39)
 
     def mel(f: float) -> float:
@@ -117,6 +117,33 @@ def test_cepstra_are_as_written_out() -> None:
     assert torch.allclose(found[..., 26:], changes(found[..., 13:26]), atol=1e-4)
 
 
+def test_cepstra_of_a_spectrogram_are_the_cosine_transform_of_its_frames() -> None:
+    torch.manual_seed(0)
+    bands, count = 8, 5
+    windows = torch.randn(2, bands, 6, 3)
+    found = BandCepstra(shape=(1, bands, 20), count=count)(windows)
+    assert found.shape == (2, 6, 15)
+    for b, t, c in itertools.product(range(2), range(6), range(count)):
+        scale = math.sqrt((1 if c == 0 else 2) / bands)
+        values = [windows[b, m, t].mean().item() for m in range(bands)]
+        wanted = scale * sum(v * math.cos(math.pi / bands * (m + 0.5) * c) for m, v in enumerate(values))
+        assert found[b, t, c].item() == pytest.approx(wanted, abs=1e-5)
+    assert torch.allclose(found[..., 5:10], changes(found[..., :5]), atol=1e-5)
+    assert torch.allclose(found[..., 10:], changes(found[..., 5:10]), atol=1e-5)
+
+
+def test_cepstra_of_what_they_are_not_for_are_refused() -> None:
+    for make, said in (
+        (lambda: Cepstra(shape=(1, 40, 600), rate=8000), r"of signals.*\(1, 40, 600\)"),
+        (lambda: BandCepstra(shape=(1, 8000)), r"of spectrograms.*\(1, 8000\)"),
+        (lambda: BandCepstra(shape=(2, 40, 600)), r"of spectrograms.*\(2, 40, 600\)"),
+        (lambda: BandCepstra(shape=(1, 8, 600)), "count=13: more coefficients than bands, 8"),
+        (lambda: Cepstra(shape=(1, 8000), rate=8000, mels=12), "count=13: more coefficients than bands, 12"),
+    ):
+        with pytest.raises(RequestError, match=said):
+            make()
+
+
 def test_changes_are_the_slope_over_five_frames() -> None:
     line = torch.arange(8.0)[None, :, None] * torch.tensor([2.0, -0.5])
     found = changes(line)
@@ -136,7 +163,7 @@ class Loudness(Cepstra):
     """The mean of a frame and its power: easy to follow."""
 
     def __init__(self) -> None:
-        super().__init__(rate=8000)
+        super().__init__(shape=(1, 8000), rate=8000)
         self.dim = 2
 
     def forward(self, windows: Tensor) -> Tensor:
@@ -152,6 +179,21 @@ def test_each_frame_is_described_by_the_values_that_it_sees() -> None:
     for t in range(count):
         seen = x[1, 0, t * objective.backbone.hop : t * objective.backbone.hop + objective.backbone.reach]
         assert found[1, t].tolist() == pytest.approx([seen.mean().item(), seen.square().mean().item()], abs=1e-5)
+
+
+def test_frames_of_a_spectrogram_are_described_by_the_columns_that_they_see() -> None:
+    stem = Frames(shape=(1, 6, 40), dim=16, width=8, kernels=(5, 3), strides=(2, 1), norm="layer", positions=4)
+    backbone = FrameEncoder(stem=stem, depth=1, heads=2)
+    objective = HuBERT(backbone, features=BandCepstra(shape=(1, 6, 40), count=3), span=3, clusters=4, bank=50, dim=8)
+    x = torch.randn(2, 1, 6, 40)
+    found = objective.describe({"x": x}, backbone.grid[0])
+    seen = torch.stack([x[:, 0, :, 2 * t : 2 * t + 9].mean(2) for t in range(backbone.grid[0])], 1)
+    assert found.shape == (2, 16, 9)
+    assert torch.allclose(found, objective.features(seen.mT[..., None]), atol=1e-5)
+    for n in range(4):
+        torch.manual_seed(n)
+        loss = objective({"views": [{"x": torch.randn(4, 1, 6, 40)}]}).value
+    assert loss > 0
 
 
 def test_the_bank_is_filled_then_clustered_once_and_nothing_is_learned_before() -> None:

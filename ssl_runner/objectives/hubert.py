@@ -117,7 +117,8 @@ class HuBERT(Objective):
     def describe(self, view: View, length: int) -> Tensor:
         """A view of L frames -> (B, L, F), what is clustered of each."""
         if self.features is not None:
-            return self.features(view["x"].unfold(2, self.backbone.reach, self.backbone.hop)[:, :, :length])
+            x = view["x"].flatten(1, -2)  # of a spectrogram, bands are channels, as they are to the backbone
+            return self.features(x.unfold(2, self.backbone.reach, self.backbone.hop)[:, :, :length])
         assert isinstance(self.labeller, FrameBackbone)
         tokens = self.labeller.embed(self.labeller.patchify(view["x"]))
         return list(self.labeller.layers(tokens, view.get("pad")))[: self.layer][-1].float()

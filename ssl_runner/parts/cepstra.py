@@ -17,7 +17,7 @@ Count = Annotated[int, Gt(0)]
 
 
 class Features(nn.Module):
-    """(B, C, L, n), what each of L frames sees of a signal -> (B, L, dim)."""
+    """(B, C, L, n), what each of L frames sees of C channels, or of as many bands -> (B, L, dim)."""
 
     dim: int
 
@@ -28,22 +28,23 @@ class Features(nn.Module):
 class Cepstra(Features):
     """Mel-frequency cepstral coefficients (Davis & Mermelstein, 1980) with how they change, and how that changes.
 
-    rate: values a second. count: of coefficients, the first of which tells loudness; dim is three times as many.
-    mels: bands whose logarithms of power they are the cosine transform of.
+    shape: (C, n) of one sample. rate: values a second. count: of coefficients, the first of which tells loudness; dim
+    is three times as many. mels: bands whose logarithms of power they are the cosine transform of.
 
     Pre-emphasis of 0.97 and Hann's window come first. Changes are the slopes over two frames to each side (Furui,
-    1986). Several channels are averaged. In fp32. Raises RequestError for more coefficients than bands.
+    1986). Several channels are averaged. In fp32.
+    Raises RequestError for more coefficients than bands, and for samples that are no signals.
     """
 
-    def __init__(self, *, rate: Count, count: Count = 13, mels: Count = 23):
+    def __init__(self, *, shape: tuple[int, ...], rate: Count, count: Count = 13, mels: Count = 23):
         super().__init__()
-        if count > mels:
-            raise RequestError(f"objective.features.count={count}: more coefficients than mels={mels}; give fewer")
+        if len(shape) != 2:
+            raise RequestError(
+                f"objective.features: Cepstra are of signals, (C, n), and samples are {tuple(shape)}; of spectrograms "
+                "take ssl_runner.parts.cepstra.BandCepstra"
+            )
         self.rate, self.mels, self.dim = rate, mels, 3 * count
-        band, n = torch.arange(mels, dtype=torch.float64), torch.arange(count, dtype=torch.float64)[:, None]
-        cosines = (math.pi / mels * (band + 0.5) * n).cos() * math.sqrt(2 / mels)
-        cosines[0] /= math.sqrt(2)
-        self.cosines = cosines.float()  # no buffer: it follows from the config
+        self.cosines = cosine_transform(mels, count)  # no buffer: it follows from the config
 
     @torch.no_grad()
     def forward(self, windows: Tensor) -> Tensor:
@@ -55,9 +56,47 @@ class Cepstra(Features):
             x = x - 0.97 * F.pad(x, (1, 0), mode="replicate")[..., :-1]
             power = torch.fft.rfft(x * torch.hann_window(n, device=x.device), size).abs().square()
             bank = mel_filters(self.rate, size, self.mels, 20.0, self.rate / 2, "htk").to(x.device)
-            cepstra = (power @ bank).clamp(min=QUIET).log() @ self.cosines.to(x.device).T
-            slopes = changes(cepstra)
-            return torch.cat([cepstra, slopes, changes(slopes)], 2)
+            return with_changes((power @ bank).clamp(min=QUIET).log() @ self.cosines.to(x.device).T)
+
+
+class BandCepstra(Features):
+    """The same of a log-mel spectrogram: the cosine transform of the mean of a frame's columns, and its changes.
+
+    shape: (1, mels, n) of one sample. count: of coefficients, the first of which tells loudness; dim is three times as
+    many. In fp32. Raises RequestError for more coefficients than bands, and for samples that are no spectrograms.
+    """
+
+    def __init__(self, *, shape: tuple[int, ...], count: Count = 13):
+        super().__init__()
+        if len(shape) != 3 or shape[0] != 1:
+            raise RequestError(
+                f"objective.features: BandCepstra are of spectrograms, (1, mels, n), and samples are {tuple(shape)}; "
+                "of signals take ssl_runner.parts.cepstra.Cepstra"
+            )
+        self.dim = 3 * count
+        self.cosines = cosine_transform(shape[1], count)
+
+    @torch.no_grad()
+    def forward(self, windows: Tensor) -> Tensor:
+        """(B, mels, L, n) -> (B, L, 3 count)."""
+        with torch.autocast(windows.device.type, enabled=False):
+            return with_changes(windows.float().mean(3).mT @ self.cosines.to(windows.device).T)
+
+
+def cosine_transform(bands: int, count: int) -> Tensor:
+    """(count, bands) fp32: the first rows of the orthonormal cosine transform of `bands` values."""
+    if count > bands:
+        raise RequestError(f"objective.features.count={count}: more coefficients than bands, {bands}; give fewer")
+    band, n = torch.arange(bands, dtype=torch.float64), torch.arange(count, dtype=torch.float64)[:, None]
+    cosines = (math.pi / bands * (band + 0.5) * n).cos() * math.sqrt(2 / bands)
+    cosines[0] /= math.sqrt(2)
+    return cosines.float()
+
+
+def with_changes(cepstra: Tensor) -> Tensor:
+    """(B, L, D) -> (B, L, 3 D): beside them how they change, and how that changes."""
+    slopes = changes(cepstra)
+    return torch.cat([cepstra, slopes, changes(slopes)], 2)
 
 
 def changes(x: Tensor) -> Tensor:
