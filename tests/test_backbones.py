@@ -28,6 +28,8 @@ from ssl_runner.backbones.transformers_patches import TransformersPatches
 from ssl_runner.backbones.vit import ViT
 from ssl_runner.build import fill
 from ssl_runner.errors import RequestError, RunError
+from ssl_runner.parts import attention
+from ssl_runner.parts.attention import attend
 from ssl_runner.types import Backbone, View
 
 CONF = Path(__file__).parents[1] / "conf" / "backbone"
@@ -90,6 +92,38 @@ def sample(kind: str, batch: int = 3) -> Tensor:
 
 
 # -- every backbone --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["all", "seen", "added", "causal", "fewer keys"])
+def test_attention_in_bf16_is_torchs_own_written_out(kind: str) -> None:
+    torch.manual_seed(0)
+    causal, there = kind == "causal", torch.rand(3, 1, 9, 9).lt(0.6) | torch.eye(9, dtype=torch.bool)
+    added = torch.randn(1, 2, 9, 9).bfloat16().masked_fill(~there[:1], float("-inf"))
+    seen = {"seen": there, "added": added}.get(kind)
+    exact = [torch.randn(3, 2, n, 8, requires_grad=True) for n in (9, *((5, 5) if kind == "fewer keys" else (9, 9)))]
+    low = [each.detach().bfloat16().requires_grad_() for each in exact]
+    wanted = F.scaled_dot_product_attention(
+        *exact, attn_mask=seen.float() if kind == "added" else seen, is_causal=causal
+    )
+    found = attend(*low, seen, causal)
+    assert "Attention" not in type(found.grad_fn).__name__
+    assert torch.allclose(found.float(), wanted, atol=0.05)
+    of = torch.randn(wanted.shape)
+    gradients = zip(torch.autograd.grad(found, low, of.bfloat16()), torch.autograd.grad(wanted, exact, of), strict=True)
+    assert all(torch.allclose(mine.float(), theirs, atol=0.1) for mine, theirs in gradients)
+    with torch.no_grad():
+        assert torch.allclose(attend(*low, seen, causal).float(), wanted, atol=0.05)
+
+
+@pytest.mark.parametrize("case", ["fp32", "long", "no gradient"])
+def test_attention_is_torchs_own_but_for_short_gradients_in_bf16(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    own = F.scaled_dot_product_attention
+    monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *a, **k: asked.append(1) or own(*a, **k))
+    length, kind = (attention.SHORT + 1 if case == "long" else 9), torch.float32 if case == "fp32" else torch.bfloat16
+    q = torch.randn(1, 1, length, 8, dtype=kind, requires_grad=case != "no gradient")
+    assert attend(q, q, q).shape == q.shape
+    assert asked == [1]
 
 
 @every

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ssl_runner.backbones.stems import Stem
 from ssl_runner.errors import RequestError
-from ssl_runner.parts.attention import visible
+from ssl_runner.parts.attention import attend, visible
 from ssl_runner.parts.pooling import mean_token
 from ssl_runner.types import TokenBackbone
 
@@ -137,7 +137,7 @@ class _Block(nn.Module):
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         if seen is not None and seen.is_floating_point():
             seen = seen.to(q.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+        mixed = attend(q, k, v, seen, causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
 
     def _drop(self, x: Tensor) -> Tensor:

@@ -1,9 +1,12 @@
-"""Who sees whom: the one mask that attention gets, out of padding, order and parts."""
+"""Who sees whom: the one mask that attention gets, out of padding, order and parts; and attention itself."""
 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
+
+SHORT = 512  # keys, beyond which all scores at once take more memory than they save time
 
 
 def visible(tokens: Tensor, pad: Tensor | None, causal: bool, part: Tensor | None) -> Tensor | None:
@@ -26,3 +29,23 @@ def visible(tokens: Tensor, pad: Tensor | None, causal: bool, part: Tensor | Non
     if pad is not None:
         seen = seen & ~pad[:, None, None, :] | itself
     return seen.tril() if causal else seen
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(q k^T / sqrt(D)) v (Vaswani et al., 2017, equation 1): (B, H, L, D), twice (B, H, S, D) -> (B, H, L, D).
+
+    seen: (B or 1, H or 1, L, S), bool, True where a query sees a key; or values, which are added to the scores.
+    causal: where there is no `seen`, a token sees itself and those before it.
+
+    torch has this as one function. Its gradient in bf16 on a processor takes 3 to 8 times as long as the formula
+    written out, so that short sequences get that there.
+    """
+    slow = q.device.type == "cpu" and q.dtype is torch.bfloat16 and q.requires_grad and torch.is_grad_enabled()
+    if not slow or k.shape[2] > SHORT:
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen, is_causal=causal)
+    if causal:
+        seen = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool, device=q.device).tril()
+    if seen is not None and seen.dtype is torch.bool:
+        seen = torch.zeros(seen.shape, dtype=q.dtype, device=q.device).masked_fill(~seen, float("-inf"))
+    scores = (q * q.shape[3] ** -0.5) @ k.mT
+    return (scores if seen is None else scores + seen).softmax(3) @ v

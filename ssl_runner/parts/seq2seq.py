@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ssl_runner.errors import RequestError
-from ssl_runner.parts.attention import visible
+from ssl_runner.parts.attention import attend, visible
 
 
 class Reader(nn.Module):
@@ -63,4 +63,4 @@ class _Block(nn.Module):
 
     def _mixed(self, q: Tensor, k: Tensor, v: Tensor, seen: Tensor | None) -> Tensor:
         q, k, v = (each.unflatten(2, (self.heads, -1)).transpose(1, 2) for each in (q, k, v))
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=seen).transpose(1, 2).flatten(2)
+        return attend(q, k, v, seen).transpose(1, 2).flatten(2)
