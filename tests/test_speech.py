@@ -477,6 +477,9 @@ def test_ctc_learns_to_spell_and_is_scored_by_its_errors() -> None:
     wrong = target.clone()
     wrong[0, 0] = 2
     assert objective.scores([{**batch, "target": wrong}])["cer"] == pytest.approx(1 / 9)
+    assert objective({**batch, "target": wrong}).log["cer"].item() == pytest.approx(1 / 9)  # of which is the best epoch
+    assert objective.monitor == "-val/cer"
+    assert "cer" not in objective.train()(batch).log  # a step is not to wait for it
 
 
 def test_scores_are_of_so_many_beams(monkeypatch: pytest.MonkeyPatch) -> None:

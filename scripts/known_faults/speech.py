@@ -290,6 +290,13 @@ FAULTS: dict[int, list[Fault]] = {
             "    count, ids = torch.full_like(there.sum(1), target.shape[1]), target.clamp(min=0)\n",
         ),
         fault(
+            "the best epoch of a CTC is that of the lowest loss",
+            S + "test_ctc_learns_to_spell_and_is_scored_by_its_errors",
+            f"{OBJECTIVES}/ctc.py",
+            '    monitor = "-val/cer"\n',
+            "",
+        ),
+        fault(
             "padding says something",
             S + "test_padding_says_nothing",
             f"{OBJECTIVES}/ctc.py",

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from annotated_types import Gt, MinLen
 from torch import Tensor, nn
 
-from ssl_runner.evaluators.transcripts import error_rates
+from ssl_runner.evaluators.transcripts import edits, error_rates
 from ssl_runner.parts.ctc import beam, greedy
 from ssl_runner.parts.gather import all_reduce, world_size
 from ssl_runner.types import COUNTS, Batch, Loss, Predictor, TokenBackbone, View
@@ -27,11 +27,14 @@ class CTC(Predictor):
     freeze: train that layer alone, on a backbone in evaluation mode.
 
     The loss is -log p of the targets over their length, of all ranks. A sample with fewer tokens than its target needs
-    can't spell it and counts for nothing; the log's `too_short` is their share.
+    can't spell it and counts for nothing; the log's `too_short` is their share. Validation tells `cer` too, the share
+    of characters that the likeliest path has wrong, and by it the best epoch is chosen: it goes on falling where the
+    loss rises again, for that grows with how sure a few wrong symbols are.
     """
 
     views = 1
     indivisible = COUNTS
+    monitor = "-val/cer"
 
     def __init__(
         self,
@@ -65,7 +68,19 @@ class CTC(Predictor):
         (view,) = batch["views"]
         scores, lengths = self.predict(view)
         value, short = ctc_loss(scores, lengths, batch["target"])
-        return Loss(value, {"too_short": short})
+        return Loss(value, {"too_short": short} | ({} if self.training else {"cer": self.cer(batch, scores, lengths)}))
+
+    def cer(self, batch: Batch, scores: Tensor, lengths: Tensor) -> Tensor:
+        """What `predict` gave of a batch -> (), edits of the likeliest paths over the characters that were wanted."""
+        wanted = self.wanted(batch)
+        wrong = sum(edits(a, b) for a, b in zip(self.likeliest(scores, lengths), wanted, strict=True))
+        return torch.tensor(wrong / max(1, sum(map(len, wanted)))).to(scores)
+
+    def wanted(self, batch: Batch) -> list[str]:
+        return [self.spell(target[target >= 0].tolist()) for target in batch["target"].cpu()]
+
+    def likeliest(self, scores: Tensor, lengths: Tensor) -> list[str]:
+        return [self.spell(greedy(row[:n])) for row, n in zip(scores.cpu(), lengths.tolist(), strict=True)]
 
     def scores(self, part: Iterable[Batch]) -> dict[str, float]:
         """Those of ssl_runner.evaluators.transcripts.error_rates, of the likeliest path and, as cer_beam and wer_beam,
@@ -74,10 +89,9 @@ class CTC(Predictor):
         for batch in part:
             (view,) = batch["views"]
             scores, lengths = (each.cpu() for each in self.predict(view))
-            for row, length, target in zip(scores, lengths.tolist(), batch["target"].cpu(), strict=True):
-                paths.append(self.spell(greedy(row[:length])))
-                beams.append(self.spell(beam(row[:length], self.beams)))
-                wanted.append(self.spell(target[target >= 0].tolist()))
+            paths += self.likeliest(scores, lengths)
+            beams += [self.spell(beam(row[:n], self.beams)) for row, n in zip(scores, lengths.tolist(), strict=True)]
+            wanted += self.wanted(batch)
         found = error_rates(paths, wanted)
         searched = {name: value for name, value in error_rates(beams, wanted).items() if name in ("cer", "wer")}
         return found | {f"{name}_beam": value for name, value in searched.items()}
