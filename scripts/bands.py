@@ -5,8 +5,10 @@
     python scripts/bands.py table DIR > docs/recipes.md
 
 A run is `ssl-run pretrain +task=RECIPE seed=SEED`, of those on images with evaluators=[knn] (their table is
-docs/results.md). What is not embedded is looked for in the folder that SSL_RUNNER_DATA names. The band reaches from the
-lowest score to the highest, and beyond both by their distance or 0.02, whichever is more.
+docs/results.md). A recipe whose contract is of its finetuning is run to its end, and finetuned again from scratch:
+`ssl-run run +task=RECIPE seed=SEED`, `ssl-run finetune from=RUN/pretrain untrained=true`. What is not embedded is
+looked for in the folder that SSL_RUNNER_DATA names. The band reaches from the lowest score to the highest, and beyond
+both by their distance or 0.02, whichever is more.
 """
 
 from __future__ import annotations
@@ -35,8 +37,13 @@ SHOWN = (
     "bits/bits_per_id",
     "enhancement/si_sdr",
     "verification/eer",
+    "finetune/cer",
+    "finetune/wer",
 )
 """The figures of the table, where a recipe's evaluators give them."""
+
+
+SCRATCH = "_from_scratch"  # behind a recipe's name, where that is finetuned untrained
 
 
 def metric_of(recipe: str) -> str:
@@ -44,10 +51,22 @@ def metric_of(recipe: str) -> str:
     return stated[1] if stated else "knn/accuracy"
 
 
+def finetuned() -> list[str]:
+    """The small recipes whose figures are those of finetuning."""
+    return [recipe for recipe in small() if metric_of(recipe).startswith("finetune/")]
+
+
 def measured(recipe: str, folder: Path) -> list[dict[str, float]] | None:
-    """The figures of its three runs, None until all are there."""
-    files = [folder / recipe / str(seed) / "metrics.json" for seed in SEEDS]
-    return [json.loads(f.read_text()) for f in files] if all(f.is_file() for f in files) else None
+    """The figures of its three runs, None until all are there; of a finetuning, from scratch too, as `untrained`."""
+    names = [recipe, f"{recipe}{SCRATCH}"] if recipe in finetuned() else [recipe]
+    files = [[folder / name / str(seed) / "metrics.json" for name in names] for seed in SEEDS]
+    if not all(file.is_file() for each in files for file in each):
+        return None
+    read = [[json.loads(file.read_text()) for file in each] for each in files]
+    return [
+        whole | {f"{key}/untrained": value for twin in twins for key, value in twin.items() if "finetune/" in key}
+        for whole, *twins in read
+    ]
 
 
 def contract(recipe: str, folder: Path) -> str | None:
@@ -57,7 +76,7 @@ def contract(recipe: str, folder: Path) -> str | None:
     scores = sorted(metrics[metric] for metrics in found)
     margin = max(0.02, scores[-1] - scores[0])
     low, high = scores[0] - margin, scores[-1] + margin
-    if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer")):
+    if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer", "cer")):
         low, high = max(0.0, low), min(1.0, high)
     seconds = statistics.median(metrics["time/seconds"] for metrics in found)
     beside = [
@@ -101,6 +120,8 @@ def table(folder: Path) -> None:
         print(f"\nNot measured over three seeds: {', '.join(missing)}.")
     for recipe in small():
         told_by_name(recipe, measured(recipe, folder) or [])
+    for recipe in finetuned():
+        intervals(recipe, measured(recipe, folder) or [])
     print(
         f"\nMeasured {time.strftime('%Y-%m-%d')} on {about['cpu_cores']} cores of {about['processor']}, "
         f"torch {about['packages']['torch']}, one run on each core,\n"
@@ -119,6 +140,22 @@ def told_by_name(recipe: str, found: list[dict[str, float]]) -> None:
         for key in shares:
             cells = [_cell([m.get(f"{key}{suffix}") for m in found]) for suffix in ("", "/untrained", "/raw")]
             print(f"| {key.rpartition('/')[2]} | {' | '.join(cells)} |")
+
+
+def intervals(recipe: str, found: list[dict[str, float]]) -> None:
+    """Each seed's figures of finetuning with their 95% intervals, beside those from scratch."""
+    figures = [figure for figure in SHOWN if f"{figure}_low" in (found or [{}])[0]]
+    if not figures:
+        return
+    print(f"\n{recipe}, each seed with its 95% interval over the test part's texts\n")
+    print("| figure | seed | pretrained | from scratch |\n|---|---|---|---|")
+    for figure in figures:
+        for seed, metrics in zip(SEEDS, found, strict=True):
+            cells = [
+                "{:.3f} [{:.3f}, {:.3f}]".format(*(metrics[f"{figure}{bound}{end}"] for bound in ("", "_low", "_high")))
+                for end in ("", "/untrained")
+            ]
+            print(f"| {figure} | {seed} | {' | '.join(cells)} |")
 
 
 def _cell(values: list[float | None]) -> str:
@@ -146,8 +183,12 @@ def main() -> None:
     if given.step == "table":
         table(folder)
     elif given.step == "run":
-        images = on_images()
-        run_all(folder, {r: [f"+task={r}", *(["evaluators=[knn]"] if r in images else [])] for r in chosen})
+        images, whole = on_images(), [recipe for recipe in chosen if recipe in finetuned()]
+        parts = [recipe for recipe in chosen if recipe not in whole]
+        run_all(folder, {r: [f"+task={r}", *(["evaluators=[knn]"] if r in images else [])] for r in parts})
+        run_all(folder, {r: [f"+task={r}"] for r in whole}, "run")
+        scratch = {f"{r}{SCRATCH}": [f"from={folder}/{r}/SEED/pretrain", "untrained=true"] for r in whole}
+        run_all(folder, scratch, "finetune")
     else:
         for recipe in chosen:
             text = contract(recipe, folder)

@@ -112,15 +112,17 @@ def unpack(folder: Path, archives: list[Path]) -> None:
                     (inner / name.name).write_bytes(content.read())
 
 
-def run_all(folder: Path, given: dict[str, list[str]]) -> None:
-    """A pretraining for each method's overrides and each seed, into folder/METHOD/SEED, one on each core."""
+def run_all(folder: Path, given: dict[str, list[str]], verb: str = "pretrain") -> None:
+    """A run for each method's overrides and each seed, into folder/METHOD/SEED, one on each core. SEED in an override
+    stands for the seed."""
 
     def one(case: tuple[int, str]) -> None:
         seed, method = case
         target = folder / method / str(seed)
         if (target / "metrics.json").is_file():
             return
-        command = ["ssl-run", "pretrain", *given[method], f"seed={seed}", f"hydra.run.dir={target}"]
+        chosen = [override.replace("SEED", str(seed)) for override in given[method]]
+        command = ["ssl-run", verb, *chosen, f"seed={seed}", f"hydra.run.dir={target}"]
         started = time.monotonic()
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
         print(f"{method} {seed}: exit {done.returncode} in {time.monotonic() - started:.0f} s", flush=True)

@@ -21,7 +21,7 @@ from lightning_fabric.utilities import move_data_to_device
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from torch import Tensor
 
-from ssl_runner import build, devices, finders, jobs, report, runs, search
+from ssl_runner import build, devices, finders, jobs, kernels, report, runs, search
 from ssl_runner.callbacks import AtomicIO, AtomicXlaIO, Checkpoints, Display, Outside, TableLogger
 from ssl_runner.checkpoint import load_backbone, load_checkpoint, objective_weights, save_backbone
 from ssl_runner.config import Device, Engine
@@ -198,6 +198,12 @@ def fit(parts: build.Parts, folder: Path, *, monitor: str) -> tuple[DataModule, 
     precision, why = devices.precision(config["precision"]["mode"], accelerator)
     if accelerator == "cpu" and config["device"]["tune_allocator"]:
         devices.tune_allocator()
+    mended = kernels.mend(objective) if accelerator == "cpu" and precision != "32-true" else []
+    if mended:
+        say(
+            f"note: {', '.join(mended)}: computed in fp32, which is slower, for this torch gets it wrong in bf16 on "
+            "this processor; another number of groups or width of the kernel may be right (ssl_runner/kernels.py)"
+        )
     if engine.find_lr or engine.find_accumulate:
         config = parts.config = found_out(
             parts, engine, clock, split, keep, accelerator=accelerator, precision=precision

@@ -11,6 +11,8 @@ import pytest
 import soundfile
 import yaml
 
+from ssl_runner import kernels
+
 Call = Callable[..., tuple[int, str, str]]
 RATE, LETTERS = 1000, {"a": 60.0, "b": 140.0}
 
@@ -64,6 +66,20 @@ def recordings(tmp_path: Path) -> Path:
 
 def scores(folder: Path) -> dict[str, float]:
     return json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+
+
+def test_a_convolution_that_the_processor_gets_wrong_in_bf16_is_said_to_be_in_fp32(
+    recordings: Path, ssl_run: Call, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = ["pretrain", f"data.root={recordings}", *TINY, *FRAMES, *WAV2VEC2, "evaluators=none", "precision=bf16-mixed"]
+    told = "note: backbone.stem.convolved: computed in fp32"
+    monkeypatch.setattr(kernels, "wrong", lambda each: each.groups > 1)
+    code, out, err = ssl_run(*args)
+    assert code == 0, err
+    assert told in out
+    code, out, err = ssl_run(*args, "precision=32")
+    assert code == 0, err
+    assert told not in out
 
 
 def test_wav2vec2_then_transcripts(recordings: Path, ssl_run: Call, tmp_path: Path) -> None:
