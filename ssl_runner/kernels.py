@@ -1,9 +1,14 @@
-"""Convolutions whose result in bf16 is wrong on a processor, and what is done about it.
+"""Two faults of convolutions in bf16 on a processor, and what is done about them. Nothing fails by either.
 
-Seen with torch 2.14.1 on a Xeon with AMX: where a row of a kernel (its width times the channels of a group, 16 at
-most) fills a multiple of 32 values, and the stride is 1 or the kernel's width, the output has nothing to do with the
-input. The positional convolution of wav2vec 2.0 in a small net is such a one (8 channels a group, 32 wide), and so are
-patch embeddings of images of 4, 8 or 12 channels. Nothing fails: the net learns less, and computes otherwise in fp32.
+Seen with torch 2.14.1 on a Xeon with AMX:
+
+  wrong   Where a row of a kernel (its width times the channels of a group, 16 at most) fills a multiple of 32 values,
+          and the stride is 1 or the kernel's width, the output has nothing to do with the input. The positional
+          convolution of wav2vec 2.0 in a small net is such a one (8 channels a group, 32 wide), and so are patch
+          embeddings of images of 4, 8 or 12 channels. The net learns less, and computes otherwise in fp32.
+  beyond  Along one axis with a stride, where the last values of the input are too few for another place of the
+          kernel, the gradient of the weights reads behind the input's end, and multiplies that by zero. Now and then
+          there is a NaN: then so is the loss, once in some thousand steps.
 """
 
 from __future__ import annotations
@@ -18,17 +23,20 @@ SEEN = 16  # places of the output along its last axis that are compared; 8 are e
 
 
 def mend(objective: nn.Module) -> list[str]:
-    """Lets the convolutions that this processor gets wrong in bf16 compute in fp32, in place; and names them."""
+    """Lets the convolutions that this processor gets wrong in bf16 compute in fp32, in place, and names them; and lets
+    none read beyond its input, by leaving out what it does not use."""
     known: dict[tuple[Any, ...], bool] = {}
     found = []
     for name, module in objective.named_modules():
-        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not isinstance(module, _InFloat):
+        if isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) and not isinstance(module, (_InFloat, _Within)):
             kind = (type(module), module.weight.shape, module.stride, module.dilation, module.groups)
             if kind not in known:
                 known[kind] = wrong(module)
             if known[kind]:
                 module.__class__ = type(f"{type(module).__name__}InFloat", (_InFloat, type(module)), {})
                 found.append(name)
+            elif isinstance(module, nn.Conv1d) and module.stride[0] > 1 and module.padding == (0,):
+                module.__class__ = type(f"{type(module).__name__}Within", (_Within, type(module)), {})
     return found
 
 
@@ -59,3 +67,16 @@ class _InFloat(nn.Module):
                 return super().forward(x.float())
             bias = None if self.bias is None else self.bias.float()
             return self._conv_forward(x.float(), self.weight.float(), bias)  # type: ignore[operator]
+
+
+class _Within(nn.Module):
+    """The same for a convolution along one axis, without padding."""
+
+    stride: tuple[int]
+    dilation: tuple[int]
+    kernel_size: tuple[int]
+
+    def forward(self, x: Tensor) -> Tensor:
+        reach = (self.kernel_size[0] - 1) * self.dilation[0] + 1
+        unused = (x.shape[-1] - reach) % self.stride[0]
+        return super().forward(x[..., : x.shape[-1] - unused])

@@ -1,4 +1,4 @@
-"""Convolutions in bf16 on a processor: none gives what has nothing to do with its input."""
+"""Convolutions in bf16 on a processor: none gives what has nothing to do with its input, none reads beyond it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 import yaml
 from torch import Tensor, nn
 
@@ -61,6 +62,18 @@ def test_what_is_mended_computes_in_fp32_and_is_otherwise_as_it_was(monkeypatch:
         assert net[1](inner).dtype == torch.float32
     net[1](x).sum().backward()
     assert all(p.grad is not None for p in own.parameters())
+
+
+@pytest.mark.parametrize("length", range(20, 27))
+def test_no_convolution_gets_what_it_does_not_use(length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = nn.Conv1d(2, 3, 4, stride=3, dilation=2)
+    mended = copy.deepcopy(plain)
+    assert kernels.mend(nn.Sequential(mended)) == []
+    x, got, own = torch.randn(2, 2, length), [], F.conv1d
+    wanted = plain(x)
+    monkeypatch.setattr(F, "conv1d", lambda x, *args: got.append(x.shape[2]) or own(x, *args))
+    assert mended(x).equal(wanted)
+    assert got == [(wanted.shape[2] - 1) * 3 + 7]
 
 
 def test_the_backbones_for_speech_need_no_mending() -> None:

@@ -9,6 +9,13 @@ S = "test_strategies.py::"
 FAULTS: dict[int, list[Fault]] = {
     51: [
         fault(
+            "a convolution gets values that it does not use",
+            "test_kernels.py::test_no_convolution_gets_what_it_does_not_use",
+            "ssl_runner/kernels.py",
+            "x[..., : x.shape[-1] - unused]",
+            "x",
+        ),
+        fault(
             "what this processor gets wrong in bf16 is left as it is",
             "test_kernels.py::test_what_is_mended_computes_in_fp32_and_is_otherwise_as_it_was",
             "ssl_runner/kernels.py",
