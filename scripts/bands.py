@@ -125,7 +125,7 @@ def table(folder: Path) -> None:
     print(
         f"\nMeasured {time.strftime('%Y-%m-%d')} on {about['cpu_cores']} cores of {about['processor']}, "
         f"torch {about['packages']['torch']}, one run on each core,\n"
-        "beside other work for those of speech, video and pairs, whose seconds are too many:\n\n"
+        "beside other work for those of speech, video and pairs, whose seconds are too many; of ctc of finetuning:\n\n"
         "    SSL_RUNNER_DATA=DATA python scripts/bands.py run DIR\n"
         "    python scripts/bands.py table DIR > docs/recipes.md"
     )
