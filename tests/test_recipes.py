@@ -259,7 +259,6 @@ def test_multi_crops_are_as_many_and_as_large_as_in_the_paper(name: str, seen: t
 
 def test_simclr_on_digits_beats_its_baselines(ssl_run: Callable[..., tuple[int, str, str]], tmp_path: Path) -> None:
     """It reaches what the README says of it, on real images."""
-    torch.set_num_threads(2)
     code, _, err = ssl_run("run", "+task=simclr", "hydra.run.dir=r")
     assert code == 0, err
     scores = json.loads((tmp_path / "r" / "metrics.json").read_text())
