@@ -344,6 +344,16 @@ def same(found: Path, wanted: Path) -> None:
     for state, other in ((kept(found), kept(wanted)), (trained(found), trained(wanted))):
         for name, value in other.items():
             torch.testing.assert_close(state[name], value, rtol=1e-3, atol=1e-4, msg=lambda m, n=name: f"{n}: {m}")
+    for mine, theirs in zip(momenta(found), momenta(wanted), strict=True):
+        assert (mine - theirs).norm() < 0.01 * theirs.norm() + 1e-4
+
+
+def momenta(folder: Path) -> list[Tensor]:
+    """What the optimiser keeps of each weight; its steps of a run so short are too small to tell from the weights."""
+    (states,) = load_checkpoint(folder / runs.CHECKPOINTS / runs.LAST)["optimizer_states"]
+    found = [value for each in states["state"].values() for value in each.values() if value.ndim]
+    assert found
+    return found
 
 
 def back_to_step_3(folder: Path, **device: Any) -> None:
