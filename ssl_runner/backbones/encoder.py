@@ -135,8 +135,6 @@ class _Block(nn.Module):
         """seen: (B, 1, L, L) bool, True where a query (third axis) sees a key (fourth); or what is added to scores."""
         batch, length, dim = x.shape
         q, k, v = self.qkv(x).view(batch, length, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
-        if seen is not None and seen.is_floating_point():
-            seen = seen.to(q.dtype)
         mixed = attend(q, k, v, seen, causal)
         return self.out(mixed.transpose(1, 2).reshape(batch, length, dim))
 
