@@ -16,7 +16,7 @@ from ssl_runner.errors import RequestError
 from ssl_runner.types import Samples
 
 KEPT = 32 << 20  # bytes of a file that may count as this process's memory before they are let go
-AROUND = 64 << 10  # bytes that the system maps around each place that is touched
+AROUND = 2 << 20  # bytes that the system may map around each place that is touched: its largest page
 
 
 class Rows:
@@ -36,9 +36,9 @@ class Rows:
         self._which: Tensor | None = None
         self._map: Tensor | None = None
         self._touched = 0
-        size = file.stat().st_size
-        if size < start + shape[0] * self._bytes:
-            raise RequestError(f"{str(file)!r}: is cut short, {size} bytes of {start + shape[0] * self._bytes}")
+        self._size = file.stat().st_size
+        if self._size < start + shape[0] * self._bytes:
+            raise RequestError(f"{str(file)!r}: is cut short, {self._size} bytes of {start + shape[0] * self._bytes}")
 
     def __len__(self) -> int:
         return self.shape[0] if self._which is None else len(self._which)
@@ -47,12 +47,22 @@ class Rows:
         """(..., ) int64 positions -> their rows, in memory."""
         if not index.numel():
             return torch.from_numpy(np.empty((*index.shape, *self.shape[1:]), self.kind))
-        self._touched += index.numel() * self._bytes + len(index) * AROUND
-        if self._map is None or self._touched > KEPT:
+        places = index if self._which is None else self._which[index]
+        each = places[0].numel() * self._bytes + AROUND
+        return torch.cat([self._read(some, len(some) * each) for some in places.split(max(1, KEPT // each))])
+
+    def _read(self, places: Tensor, touched: int) -> Tensor:
+        if self._map is None or min(self._touched + touched, self._size) > KEPT:
             # "c": torch wants to be able to write, and a write would stay in memory
             self._map = torch.from_numpy(np.memmap(self.file, self.kind, "c", self.start, self.shape))
             self._touched = 0
-        return self._map[index if self._which is None else self._which[index]]
+        self._touched += touched
+        return self._map[places]
+
+    def whole(self) -> Tensor:
+        """All rows, in memory."""
+        read = np.fromfile(self.file, self.kind, int(np.prod(self.shape)), offset=self.start).reshape(self.shape)
+        return torch.from_numpy(read)[slice(None) if self._which is None else self._which]
 
     def part(self, index: Tensor) -> Rows:
         """The rows at these positions, (n,) int64, still in the file."""

@@ -131,7 +131,7 @@ def _samples(folder: Path) -> Mapped:
 
 
 def _whole(label: Rows) -> Tensor:
-    found = label[torch.arange(len(label))]
+    found = label.whole()
     return found.float() if found.is_floating_point() else found.long()
 
 
