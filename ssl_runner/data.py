@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ssl_runner.datasets.base import Arrays, Key, Ragged, Source, Split
 from ssl_runner.datasets.reading import Reading, shuffled
 from ssl_runner.errors import RequestError
-from ssl_runner.seeds import derive, of_step
+from ssl_runner.seeds import derive, derive_each, of_step
 from ssl_runner.types import Samples, View
 from ssl_runner.views.base import Views
 
@@ -55,7 +55,7 @@ class TrainBatches(Sampler):
                 order, ordered_epoch = shuffled(self.samples, self.block, generator), epoch
             first = place * size + self.rank * self.per_rank
             chosen = order[first : first + self.per_rank].tolist()
-            yield [(i, derive(self.seed, "draw", epoch, i)) for i in chosen]
+            yield list(zip(chosen, derive_each(self.seed, "draw", epoch, last=chosen), strict=True))
 
 
 class Numbered(Sampler):

@@ -192,7 +192,9 @@ class Learner(pl.LightningModule):
     def _watch(self, loss: Loss, samples: Samples, batch_idx: int) -> None:
         """Remembers what was not finite in the first bad batch, without making the device wait."""
         terms = {"loss": loss.value, **loss.log}
-        bad = torch.stack([~value.detach().float().isfinite() for value in terms.values()])
+        bad = ~torch.stack([value.detach().float() for value in terms.values()]).isfinite()
+        if bad.device.type == "cpu" and not bad.any():
+            return
         rows = samples["index"][:NAMED].to(bad.device)
         note = torch.cat([bad.long(), torch.full_like(rows[:1], batch_idx), rows])
         self._terms = tuple(terms)

@@ -6,6 +6,7 @@ run therefore draws what the uninterrupted one would have drawn, whatever happen
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from hashlib import blake2b
 
 
@@ -13,6 +14,17 @@ def derive(seed: int, *keys: int | str) -> int:
     """A 63-bit seed from the run's seed and what it is for; other keys give an unrelated one."""
     text = "/".join(map(str, (seed, *keys))).encode()
     return int.from_bytes(blake2b(text, digest_size=8).digest(), "big") >> 1
+
+
+def derive_each(seed: int, *keys: int | str, last: Iterable[int]) -> list[int]:
+    """derive(seed, *keys, n) for each n of `last`; what they share is hashed once."""
+    shared = blake2b("/".join(map(str, (seed, *keys, ""))).encode(), digest_size=8)
+    found = []
+    for n in last:
+        one = shared.copy()
+        one.update(b"%d" % n)
+        found.append(int.from_bytes(one.digest(), "big") >> 1)
+    return found
 
 
 def of_step(seed: int, rank: int, batch: int) -> int:

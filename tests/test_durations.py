@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ssl_runner.durations import Clock, parse
 from ssl_runner.errors import RequestError
-from ssl_runner.seeds import derive
+from ssl_runner.seeds import derive, derive_each
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,4 @@ def test_derived_seeds_suit_torch_and_depend_on_every_key(seed: int, keys: list[
     assert derive(seed, *keys) == derive(seed, *keys)
     assert derive(seed, *keys, "x") != derive(seed, *keys)
     assert derive(seed + 1, *keys) != derive(seed, *keys)
+    assert derive_each(seed, *keys, last=range(3)) == [derive(seed, *keys, n) for n in range(3)]

@@ -92,14 +92,14 @@ FAULTS: dict[int, list[Fault]] = {
             SERIES + "test_noise_and_scale_are_in_units_of_each_channel",
             f"{VIEWS}/series.py",
             "torch.randn(x.shape).to(x)",
-            "torch.randn(x.shape[1:]).to(x)",
+            "torch.randn(x.shape[1:]).repeat(len(x), 1, 1).to(x)",
         ),
         fault(
             "padding stays what it was behind the normalisation",
             SERIES + "test_hidden_channels_are_missing_and_filled_in_behind_the_normalisation",
             f"{VIEWS}/series.py",
-            '            absent = absent | view["pad"]',
-            '            absent = absent & view["pad"]',
+            'x = x.masked_fill(view["pad"]',
+            'x.masked_fill(view["pad"]',
         ),
         fault(
             "a random window may lie in the padding",

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ssl_runner.datasets.base import Arrays, Key, Source, Split
@@ -58,27 +59,28 @@ class Stretches(Arrays):
         padded: bool,
     ):
         super().__init__(bounds, label, follows)
-        self.values, self.size, self.horizon, self.padded = values, size, horizon, padded
+        self.size, self.horizon, self.padded = size, horizon, padded
+        beyond = size if padded else max(0, max(size, horizon or 0) - values.shape[1])
+        self.values = F.pad(values, (0, beyond))  # so that every stretch ends in it
 
     def __getitems__(self, keys: Sequence[Key]) -> Samples:
         index = torch.tensor([k for k, _ in keys], dtype=torch.int64)
         start, end = self.x[index].unbind(1)
-        place = start[:, None] + torch.arange(self.size)
-        view: View = {"x": self._taken(place.clamp(max=self.values.shape[1] - 1))}
+        view: View = {"x": self._taken(start, self.size)}
         if self.padded:
-            view["pad"] = place >= end[:, None]
+            view["pad"] = start[:, None] + torch.arange(self.size) >= end[:, None]
             view["x"].masked_fill_(view["pad"][:, None], 0.0)
         samples: Samples = {"inputs": [view], "index": index}
         if self.label is not None:
             samples["label"] = self.label[index]
         if self.target is not None:
             assert self.horizon is not None
-            samples["target"] = self._taken(self.target[index, None] + torch.arange(self.horizon))
+            samples["target"] = self._taken(self.target[index], self.horizon)
         return samples
 
-    def _taken(self, place: Tensor) -> Tensor:
-        """(B, n) places -> (B, C, n) values."""
-        return self.values[:, place].transpose(0, 1)
+    def _taken(self, start: Tensor, size: int) -> Tensor:
+        """(B,) places -> (B, C, size), the values from each on."""
+        return self.values.unfold(1, size, 1).transpose(0, 1)[start]
 
 
 class Tracks(Source):

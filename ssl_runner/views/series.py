@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from annotated_types import Ge, Gt
 from torch import Tensor
 
@@ -28,7 +29,7 @@ class Jitter(Transform):
 
     def transform(self, x: Tensor) -> Tensor:
         """(B, C, n) -> the same."""
-        return x + self.sigma * _per_channel(self.std, x, "Jitter: std") * torch.randn(x.shape).to(x)
+        return torch.randn(x.shape).to(x).mul_(self.sigma * _per_channel(self.std, x, "Jitter: std")).add_(x)
 
 
 class Scaling(Transform):
@@ -45,7 +46,7 @@ class Scaling(Transform):
         """(B, C, n) -> the same."""
         factor = self.about + self.sigma * torch.randn(x.shape[:2])[..., None].to(x)
         mean = _per_channel(self.mean, x, "Scaling: mean")
-        return (x - mean) * factor + mean
+        return (x - mean).mul_(factor).add_(mean)
 
 
 class Permutation(Transform):
@@ -87,17 +88,17 @@ class TimeWarp(Transform):
         if length < 2:
             return view
         speed = (1 + self.sigma * torch.randn(batch, 1, self.knots)).clamp(min=0.1)
-        speed = torch.nn.functional.interpolate(speed, length - 1, mode="linear", align_corners=True)[:, 0]
-        time = torch.cat([torch.zeros(batch, 1), speed.cumsum(1)], 1)
+        speed = F.interpolate(speed, length - 1, mode="linear", align_corners=True)[:, 0]
+        time = F.pad(speed.cumsum(1), (1, 0))
         time = (time / time[:, -1:] * (length - 1)).to(x.device)
-        before = time.long().clamp(max=length - 2)
-        share = (time - before).view(batch, *[1] * (x.ndim - 2), length)
-        low, high = _rearranged(view, before), _rearranged(view, before + 1)
-        # a value that is met exactly owes nothing to its neighbour, which may be missing
-        between = torch.where(share == 0, low["x"], torch.lerp(low["x"], high["x"], share.to(x.dtype)))
-        warped: View = {**view, "x": torch.where(share == 1, high["x"], between)}
+        # a value that is met exactly owes nothing to its neighbours, which may be missing
+        before, after = time.long(), time.ceil().long()
+        share = time - before
+        low, high = _rearranged(view, before), _rearranged(view, after)
+        part = share.view(batch, *[1] * (x.ndim - 2), length).to(x.dtype)
+        warped: View = {**view, "x": torch.lerp(low["x"], high["x"], part)}
         if "pad" in view:
-            warped["pad"] = torch.where(time - before < 0.5, low["pad"], high["pad"])
+            warped["pad"] = torch.where(share < 0.5, low["pad"], high["pad"])
         return warped
 
 
@@ -125,11 +126,10 @@ class Fill(Transform):
 
     def forward(self, view: View) -> View:
         """{"x": (B, ..., n)} -> the same without NaN."""
-        x = view["x"]
-        absent = x.isnan()
+        x = view["x"].nan_to_num(self.value, posinf=torch.inf, neginf=-torch.inf)
         if "pad" in view:
-            absent = absent | view["pad"].view(len(x), *[1] * (x.ndim - 2), -1)
-        return {**view, "x": x.masked_fill(absent, self.value)}
+            x = x.masked_fill(view["pad"].view(len(x), *[1] * (x.ndim - 2), -1), self.value)
+        return {**view, "x": x}
 
 
 def _rearranged(view: View, order: Tensor) -> View:
