@@ -229,7 +229,7 @@ def _job(cfg: Any) -> dict[str, float]:
     """One composed config: checked, its folder claimed, its stage run."""
     from hydra.core.hydra_config import HydraConfig
 
-    from ssl_runner import runs
+    from ssl_runner import jobs, runs
 
     config, notes = checked(cfg)
     for note in notes:
@@ -253,7 +253,8 @@ def _job(cfg: Any) -> dict[str, float]:
             for name, stage_config in later.items():
                 runs.claim(folder / name, stage_config)
     try:
-        return _stage(config["stage"])(config, folder)
+        with jobs.attended(folder):
+            return _stage(config["stage"])(config, folder)
     except RequestError:
         if runs.is_main():
             runs.release(folder)

@@ -1,5 +1,5 @@
 """A job's folder, and what can be read from it: metrics.json of one that finished, failure.json of one that did not, a
-checkpoint of one that was cut off. A job that runs holds a lock on .lock, which dies with its process.
+checkpoint of one that was cut off. Whatever runs in a folder holds a lock on .lock, which dies with its process.
 """
 
 from __future__ import annotations
@@ -57,13 +57,16 @@ def failed(folder: Path, kind: Literal["failed", "killed", "pruned"], error: str
 
 @contextmanager
 def attended(folder: Path) -> Iterator[None]:
-    """Around a run: where it is a job of a sweep, no other process may be at it, and how it failed is written down."""
-    if not (folder / JOB).is_file() or not runs.is_main():
+    """Around a run: no other process may be at it, and how it failed is written down where it is a job of a sweep."""
+    if not runs.is_main():
         yield
         return
     with alone(folder, PATIENCE) as free:
         if not free:
-            raise RequestError(f"{folder}: another process is at this run")
+            raise RequestError(f"{folder}: another process is at this run; let it end, or stop it first")
+        if not (folder / JOB).is_file():
+            yield
+            return
         (folder / FAILURE).unlink(missing_ok=True)
         try:
             yield
@@ -80,22 +83,34 @@ def attended(folder: Path) -> Iterator[None]:
 @contextmanager
 def alone(folder: Path, seconds: float = 0) -> Iterator[bool]:
     """Whether no other process is at this folder; within the block none is if so. Gone with the process, and not handed
-    down to those that it forks. seconds: to wait for one that is."""
+    down to those that it forks. seconds: to wait for one that is. A disk that knows no locks is taken to be free."""
+    until = time.monotonic() + seconds
+    while (handle := _locked(folder / LOCK)) is None and time.monotonic() < until:
+        time.sleep(0.1)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            (folder / LOCK).unlink(missing_ok=True)
+            os.close(handle)
+
+
+def _locked(path: Path) -> int | None:
+    """A handle of the file, with its lock; None where another process has that."""
     import fcntl
 
-    until = time.monotonic() + seconds
-    handle = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        while True:
-            try:
-                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError):
-                if time.monotonic() < until:
-                    time.sleep(0.1)
-                    continue
-                yield False
-            else:
-                yield True
-            return
-    finally:
-        os.close(handle)
+    while True:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(handle)
+            return None
+        except OSError:
+            return handle
+        try:
+            if os.path.samestat(os.fstat(handle), os.stat(path)):
+                return handle
+        except FileNotFoundError:
+            pass
+        os.close(handle)  # the one before took the file away when it ended: there is a new one, or none

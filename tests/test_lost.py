@@ -21,7 +21,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from ssl_runner import runs
+from ssl_runner import cli, jobs, runs
 from ssl_runner.checkpoint import load_checkpoint, save_backbone, save_checkpoint
 from ssl_runner.objectives.simclr import SimCLR
 from ssl_runner.types import Backbone
@@ -168,6 +168,22 @@ def test_killed_in_its_evaluation_it_is_not_trained_again(starter: Starter, tmp_
     assert one.keys() == other.keys()
     assert one["train/loss"] == other["train/loss"]
     assert one["val/loss"] == other["val/loss"]
+
+
+def test_a_run_that_still_runs_is_not_gone_on_with(
+    starter: Starter, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    run = starter.start(*pretrain("run"), cwd=tmp_path)
+    wait_for(lambda: step_of(folder), run)
+    run.send(signal.SIGSTOP)
+    monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+    assert cli.answer(["ssl-run", "resume", str(folder)]) == 2
+    assert "another process is at this run" in capsys.readouterr().err
+    run.send(signal.SIGCONT)
+    code, told = run.wait()
+    assert code == 0, told
+    assert not list(folder.rglob(".*")), "its lock is gone with it"
 
 
 KINDS = {

@@ -31,6 +31,20 @@ FAULTS: dict[int, list[Fault]] = {
             "",
         ),
         fault(
+            "a run that still runs is gone on with",
+            "test_lost.py::test_a_run_that_still_runs_is_not_gone_on_with",
+            "ssl_runner/cli.py",
+            "        with jobs.attended(folder):\n            return",
+            "        if True:\n            return",
+        ),
+        fault(
+            "a lock stays behind",
+            "test_lost.py::test_a_run_that_still_runs_is_not_gone_on_with",
+            "ssl_runner/jobs.py",
+            "            (folder / LOCK).unlink(missing_ok=True)\n",
+            "",
+        ),
+        fault(
             "a run that was killed in its evaluation has no figures of its training",
             "test_lost.py::test_killed_in_its_evaluation_it_is_not_trained_again",
             "ssl_runner/learner.py",

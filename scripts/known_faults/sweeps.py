@@ -38,8 +38,8 @@ FAULTS: dict[int, list[Fault]] = {
             "two processes run one job",
             "test_sweeps.py::test_a_job_of_another_process_is_waited_for_and_not_run_twice",
             "ssl_runner/jobs.py",
-            "                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-            "                pass\n",
+            "            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+            "            pass\n",
         ),
         fault(
             "what a job has forked keeps its lock",
