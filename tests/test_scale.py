@@ -636,6 +636,23 @@ def test_few_labels_stay_in_their_file_and_nothing_is_written_to_it(
     assert torch.equal(pickle.loads(copied).x[torch.tensor([0])], part.x[torch.tensor([0])])
 
 
+def test_rows_of_a_large_file_are_let_go_by_the_largest_page_around_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, size, maps = 2 << 20, 64 << 20, []
+    with open(tmp_path / "x", "wb") as file:
+        file.truncate(size)  # with no bytes on the disk
+    rows = mapped.Rows(tmp_path / "x", np.dtype(np.uint8), (size // 1024, 1024))
+    memmap = np.memmap
+    monkeypatch.setattr(np, "memmap", lambda *args: maps.append(args) or memmap(*args))
+    assert rows[torch.randperm(len(rows))[:64]].shape == (64, 1024)
+    assert len(maps) >= 64 * page / mapped.KEPT
+    maps.clear()
+    few = mapped.Rows(tmp_path / "x", np.dtype(np.uint8), (size // 1024, 1024))
+    few[torch.arange(4)], few[torch.arange(4)]
+    assert len(maps) == 1
+
+
 # -- memory ----------------------------------------------------------------------------------------------------
 
 MEASURE = '''
