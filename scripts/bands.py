@@ -8,7 +8,7 @@ A run is `ssl-run pretrain +task=RECIPE seed=SEED`, of those on images with eval
 docs/results.md). A recipe whose contract is of its finetuning is run to its end, and finetuned again from scratch:
 `ssl-run run +task=RECIPE seed=SEED`, `ssl-run finetune from=RUN/pretrain untrained=true`. What is not embedded is
 looked for in the folder that SSL_RUNNER_DATA names. The band reaches from the lowest score to the highest, and beyond
-both by their distance or 0.02, whichever is more.
+both by their distance or 0.02, whichever is more; by no more than 0.02 where the same untrained scores so.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ SHOWN = (
 """The figures of the table, where a recipe's evaluators give them."""
 
 
+LEAST = 0.02  # by which a band reaches beyond the scores
 SCRATCH = "_from_scratch"  # behind a recipe's name, where that is finetuned untrained
 
 
@@ -74,11 +75,18 @@ def contract(recipe: str, folder: Path) -> str | None:
     if found is None:
         return None
     scores = sorted(metrics[metric] for metrics in found)
-    margin = max(0.02, scores[-1] - scores[0])
+    margin = max(LEAST, scores[-1] - scores[0])
     low, high = scores[0] - margin, scores[-1] + margin
     if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer", "cer")):
         low, high = max(0.0, low), min(1.0, high)
+    if f"{metric}/untrained" in found[0]:  # which, if it can be told apart, breaks the contract
+        untrained = statistics.mean(metrics[f"{metric}/untrained"] for metrics in found)
+        if untrained < scores[0]:
+            low = max(low, min(untrained, scores[0] - LEAST))
+        elif untrained > scores[-1]:
+            high = min(high, max(untrained, scores[-1] + LEAST))
     seconds = statistics.median(metrics["time/seconds"] for metrics in found)
+    measured_at = max((folder / recipe / str(seed) / "metrics.json").stat().st_mtime for seed in SEEDS)
     beside = [
         f"{name} {statistics.mean(metrics[key] for metrics in found):.3f}"
         for name in ("untrained", "raw")
@@ -87,7 +95,7 @@ def contract(recipe: str, folder: Path) -> str | None:
     return (
         f"contract: {{metric: {metric}, band: [{low:.3f}, {high:.3f}], budget: {seconds:.0f} s on one core,\n"
         f'           source: "{scores[0]:.3f} to {scores[-1]:.3f} over seeds 0, 1, 2 ({", ".join(beside)}), '
-        f'2 cores of a Xeon, {time.strftime("%Y-%m-%d")}"}}\n'
+        f'2 cores of a Xeon, {time.strftime("%Y-%m-%d", time.localtime(measured_at))}"}}\n'
     )
 
 
