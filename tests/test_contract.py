@@ -244,6 +244,7 @@ def test_the_loss_is_a_finite_scalar_with_detached_terms(name: str, backbone: st
     assert loss.value.shape == ()
     assert loss.value.isfinite()
     assert all(v.shape == () and not v.requires_grad for v in loss.log.values())
+    assert all(0 < v <= 1 + 1e-6 for name, v in loss.log.items() if name.endswith("_used")), "shares, as they are told"
 
 
 @cases

@@ -465,6 +465,10 @@ def test_loss_and_gradients_are_the_librarys(padded: bool, monkeypatch: pytest.M
     count = fixed.mask.sum()
     assert found.log["contrastive"].item() == pytest.approx((expected.contrastive_loss / count).item(), rel=1e-5)
     assert found.log["diversity"].item() == pytest.approx((expected.diversity_loss / count).item(), rel=1e-4)
+    share = expected.codevector_perplexity / (
+        theirs.config.num_codevector_groups * theirs.config.num_codevectors_per_group
+    )
+    assert found.log["codes_used"].item() == pytest.approx(share.item(), rel=1e-4)
     assert found.value.item() == pytest.approx((expected.loss / count).item(), rel=1e-5)
 
     found.value.backward()

@@ -99,7 +99,7 @@ class Wav2Vec2(Objective):
             "diversity": unused.detach(),
             "penalty": square.detach(),
             "accuracy": right.detach(),
-            "codes_used": used.detach().mean(),
+            "codes_used": 1 - unused.detach(),
         }
         return Loss(contrastive + self.diversity * unused + self.penalty * square, logs)
 
