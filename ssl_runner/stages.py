@@ -117,7 +117,8 @@ def run(config: dict[str, Any], folder: Path) -> Metrics:
         inner = folder / name
         done = runs.read_metrics(inner)
         if done is None:
-            done = stage(runs.read_config(inner), inner)
+            with jobs.attended(inner):
+                done = stage(runs.read_config(inner), inner)
         # the pretraining's loss and speed are the run's
         metrics |= {
             k: v for k, v in done.items() if name == "pretrain" or not k.startswith(("train/", "val/", "speed/"))

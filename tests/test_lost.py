@@ -12,6 +12,7 @@ import signal
 import socket
 import stat
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ from ssl_runner import cli, jobs, runs
 from ssl_runner.checkpoint import load_checkpoint, save_backbone, save_checkpoint
 from ssl_runner.objectives.simclr import SimCLR
 from ssl_runner.types import Backbone
-from tests.conftest import TINY
+from tests.conftest import TINY, TINY_FINETUNE, environment
 from tests.starter import Run, Starter
 
 STEPS = 30
@@ -184,6 +185,26 @@ def test_a_run_that_still_runs_is_not_gone_on_with(
     code, told = run.wait()
     assert code == 0, told
     assert not list(folder.rglob(".*")), "its lock is gone with it"
+
+
+def test_a_stage_of_a_run_that_another_process_is_at_is_left_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = "import sys; from pathlib import Path; from ssl_runner.jobs import alone\n"
+    code += "with alone(Path(sys.argv[1])):\n    print('held', flush=True); sys.stdin.read()"
+    stage = tmp_path / "run" / "pretrain"
+    stage.mkdir(parents=True)
+    holder = subprocess.Popen(
+        [sys.executable, "-c", code, str(stage)], env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert holder.stdout is not None
+    assert holder.stdout.readline() == b"held\n"
+    monkeypatch.setattr(jobs, "PATIENCE", 0.1)
+    args = [f"finetune.{each}" for each in TINY_FINETUNE]
+    answered = cli.answer(["ssl-run", "run", *pretrain(str(tmp_path / "run"))[1:], *args])
+    holder.communicate()
+    assert answered == 2
+    assert f"{stage}: another process is at this run" in capsys.readouterr().err
 
 
 KINDS = {

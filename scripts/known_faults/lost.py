@@ -38,6 +38,13 @@ FAULTS: dict[int, list[Fault]] = {
             "        if True:\n            return",
         ),
         fault(
+            "a stage of a run may have two processes at it",
+            "test_lost.py::test_a_stage_of_a_run_that_another_process_is_at_is_left_to_it",
+            "ssl_runner/stages.py",
+            "            with jobs.attended(inner):\n",
+            "            if True:\n",
+        ),
+        fault(
             "a lock stays behind",
             "test_lost.py::test_a_run_that_still_runs_is_not_gone_on_with",
             "ssl_runner/jobs.py",
