@@ -8,7 +8,7 @@ A run is `ssl-run pretrain +task=RECIPE seed=SEED`, of those on images with eval
 docs/results.md). A recipe whose contract is of its finetuning is run to its end, and finetuned again from scratch:
 `ssl-run run +task=RECIPE seed=SEED`, `ssl-run finetune from=RUN/pretrain untrained=true`. What is not embedded is
 looked for in the folder that SSL_RUNNER_DATA names. The band reaches from the lowest score to the highest, and beyond
-both by their distance or 0.02, whichever is more; by no more than 0.02 where the same untrained scores so.
+both by their distance or 0.02, whichever is more; but, if 0.02 is left, not beyond half of the way to the untrained.
 """
 
 from __future__ import annotations
@@ -79,12 +79,12 @@ def contract(recipe: str, folder: Path) -> str | None:
     low, high = scores[0] - margin, scores[-1] + margin
     if metric.endswith(("accuracy", "ndcg_10", "recall_10", "eer", "cer")):
         low, high = max(0.0, low), min(1.0, high)
-    if f"{metric}/untrained" in found[0]:  # which, if it can be told apart, breaks the contract
+    if f"{metric}/untrained" in found[0]:  # of which a contract has to tell what was trained
         untrained = statistics.mean(metrics[f"{metric}/untrained"] for metrics in found)
         if untrained < scores[0]:
-            low = max(low, min(untrained, scores[0] - LEAST))
+            low = max(low, min((untrained + scores[0]) / 2, scores[0] - LEAST))
         elif untrained > scores[-1]:
-            high = min(high, max(untrained, scores[-1] + LEAST))
+            high = min(high, max((untrained + scores[-1]) / 2, scores[-1] + LEAST))
     seconds = statistics.median(metrics["time/seconds"] for metrics in found)
     measured_at = max((folder / recipe / str(seed) / "metrics.json").stat().st_mtime for seed in SEEDS)
     beside = [

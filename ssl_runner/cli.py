@@ -403,12 +403,12 @@ def _resume(args: Sequence[str]) -> int:
         print(f"{folder}: finished already; its figures are in {folder / runs.METRICS}")
         return 0
     runs.writable(folder)
-    if moved and runs.is_main():
-        for path, stored in configs.items():
-            runs.write(path / runs.CONFIG, runs.dump(stored))
     from ssl_runner import jobs
 
     with jobs.attended(folder):
+        if moved and runs.is_main():
+            for path, stored in configs.items():
+                runs.write(path / runs.CONFIG, runs.dump(stored))
         _stage(config["stage"])(config, folder)
     return 0
 

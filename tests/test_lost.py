@@ -179,7 +179,9 @@ def test_a_run_that_still_runs_is_not_gone_on_with(
     wait_for(lambda: step_of(folder), run)
     run.send(signal.SIGSTOP)
     monkeypatch.setattr(jobs, "PATIENCE", 0.1)
-    assert cli.answer(["ssl-run", "resume", str(folder)]) == 2
+    config = (folder / runs.CONFIG).read_text()
+    assert cli.answer(["ssl-run", "resume", str(folder), "workers=3"]) == 2
+    assert (folder / runs.CONFIG).read_text() == config
     assert "another process is at this run" in capsys.readouterr().err
     run.send(signal.SIGCONT)
     code, told = run.wait()
