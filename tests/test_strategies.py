@@ -18,6 +18,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import yaml
+from pytorch_lightning.utilities.rank_zero import rank_zero_only
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -35,6 +36,13 @@ from ssl_runner.types import Objective
 from ssl_runner.views.base import Branch, Views
 from tests import test_contract as contract
 from tests.conftest import TINY, environment, process
+
+
+@pytest.fixture(autouse=True)
+def _rank_0(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning keeps the rank of the last strategy it built for the whole process: later tests would log nothing."""
+    monkeypatch.setattr(rank_zero_only, "rank", 0)
+
 
 Call = Callable[..., tuple[int, str, str]]
 BASE = [*TINY, "evaluators=none"]
